@@ -1,0 +1,1 @@
+"""UELLM: large language models on NVIDIA Triton, with deadlines kept."""

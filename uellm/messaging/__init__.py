@@ -1,0 +1,1 @@
+"""What the services exchange through Redis: keys, atomic scripts, typed streams, leases."""

@@ -1,0 +1,30 @@
+"""How every process connects to Redis."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+RedisClient: TypeAlias = Any
+"""A client as `connect` makes it. redis-py's own annotations cover text and bytes, RESP2 and RESP3 at once, so that
+nothing can be said of an answer without a cast; ours are bytes, by RESP2."""
+
+
+def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
+    """Open a pool to `redis://`, `rediss://` or `unix://`; raises ValueError for another URL. Connects on first use.
+
+    The client never repeats a command by itself: a script whose answer was lost may have run, and only its caller
+    knows whether it can be repeated.
+    """
+    return Redis.from_url(
+        url,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        socket_keepalive=True,
+        health_check_interval=15,
+    )

@@ -1,0 +1,137 @@
+"""What is deployed: written by the deployer, followed by the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import structlog
+from google.protobuf.message import DecodeError
+from redis.exceptions import RedisError
+
+from uellm.messaging.clock import Clock, timestamp
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.keys import DEPLOYMENTS, MODELS, ModelKeys
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, DeploymentRecord
+
+STALE_AFTER_MS = 30_000
+"""A record that was not published again within this is not trusted any more."""
+
+log = structlog.get_logger(__name__)
+
+
+class DeploymentPublisher:
+    """The deployer's side."""
+
+    def __init__(self, redis: RedisClient, clock: Clock) -> None:
+        self._redis = redis
+        self._clock = clock
+
+    async def publish(self, record: DeploymentRecord) -> None:
+        """Write the record with a fresh publish time. To be repeated every 10 s."""
+        fresh = DeploymentRecord()
+        fresh.CopyFrom(record)
+        fresh.schema_version = 1
+        fresh.publish_time.CopyFrom(timestamp(self._clock.now_ms()))
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.sadd(MODELS, record.model)
+            pipeline.hset(DEPLOYMENTS, record.name, fresh.SerializeToString())
+            await pipeline.execute()
+
+    async def withdraw(self, name: str) -> None:
+        """Remove the record of `deployments/{deployment}`."""
+        await self._redis.hdel(DEPLOYMENTS, name)
+
+    async def drained(self, model: str, name: str) -> bool:
+        """Whether nothing runs on `deployments/{deployment}`, and the queue's owner knows that nothing may any more.
+
+        True, too, where the queue has no owner: nobody dispatches.
+        """
+        keys = ModelKeys(model)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.get(keys.owner)
+            pipeline.hget(keys.running, name)
+            owner, value = await pipeline.execute()
+        if owner is None:
+            return True
+        state, count = (value or b"0:0").decode().split(":")
+        return int(state) == DEPLOYMENT_STATE_DRAINING and int(count) == 0
+
+
+class DeploymentDirectory:
+    """The followers' side: a copy in memory, refreshed in the background."""
+
+    def __init__(self, redis: RedisClient, clock: Clock, interval_seconds: float = 0.5) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._interval = interval_seconds
+        self._records: dict[str, DeploymentRecord] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[DeploymentDirectory]:
+        """Follow while the block runs. The first copy is taken before it begins, if Redis answers."""
+        with contextlib.suppress(RedisError, OSError):
+            await self.refresh()
+        task = asyncio.create_task(self._follow(), name="deployments")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call the listener after every change."""
+        self._listeners.append(listener)
+
+    def off_change(self, listener: Callable[[], None]) -> None:
+        """Do not call the listener any more."""
+        self._listeners.remove(listener)
+
+    async def refresh(self) -> None:
+        """Read the records now."""
+        found: dict[str, DeploymentRecord] = {}
+        for name, value in (await self._redis.hgetall(DEPLOYMENTS)).items():
+            try:
+                record = DeploymentRecord.FromString(value)
+            except DecodeError:
+                log.warning("deployment record can't be read", deployment=name.decode())
+                continue
+            if self._clock.now_ms() - record.publish_time.ToMilliseconds() <= STALE_AFTER_MS:
+                found[record.name] = record
+        changed = _contents(found) != _contents(self._records)
+        self._records = found
+        if changed:
+            for listener in list(self._listeners):
+                listener()
+
+    def models(self) -> set[str]:
+        """The models that have a deployment in any state."""
+        return {record.model for record in self._records.values()}
+
+    def of_model(self, model: str) -> list[DeploymentRecord]:
+        """All deployments of a model, by name."""
+        return sorted((r for r in self._records.values() if r.model == model), key=lambda record: record.name)
+
+    def ready(self, model: str) -> list[DeploymentRecord]:
+        """The deployments of a model that take queries, by name."""
+        return [record for record in self.of_model(model) if record.state == DEPLOYMENT_STATE_READY]
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.refresh()
+            except (RedisError, OSError) as error:
+                log.warning("deployments can't be read", error=str(error))
+
+
+def _contents(records: Mapping[str, DeploymentRecord]) -> dict[str, bytes]:
+    contents = {}
+    for name, record in records.items():
+        timeless = DeploymentRecord()
+        timeless.CopyFrom(record)
+        timeless.ClearField("publish_time")
+        contents[name] = timeless.SerializeToString(deterministic=True)
+    return contents

@@ -1,0 +1,171 @@
+"""Reading event streams: one blocking read per process for all watchers.
+
+A watcher is fed by the hub while it keeps up. One that does not is left behind and reads on by itself from its own
+cursor, so that a slow consumer holds nobody back and costs a bounded buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from uellm.messaging.clock import entry_time_ms, timestamp
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.keys import query_keys
+from uellm.v1.query_pb2 import Outcome
+from uellm.v1.stream_pb2 import QueryEvent
+
+BEGINNING = "0-0"
+PAGE = 256
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One event with the cursor that goes on after it."""
+
+    cursor: str
+    event: QueryEvent
+
+
+@dataclass(slots=True, eq=False)
+class _Watcher:
+    stream: str
+    cursor: str
+    behind: bool = True
+    buffer: deque[tuple[str, dict[bytes, bytes]]] = field(default_factory=deque)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class EventHub:
+    """Feeds all watchers of one process."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+        self._watchers: dict[str, set[_Watcher]] = {}
+        self._positions: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._reader_id: int | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[EventHub]:
+        """Feed while the block runs."""
+        task = asyncio.create_task(self._feed(), name="event-hub")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def watch(self, name: str, cursor: str = "") -> AsyncIterator[StoredEvent]:
+        """Yield a query's events after the cursor, waiting for new ones, until its outcome.
+
+        Ends without an outcome if the query's record has expired meanwhile.
+        """
+        watcher = _Watcher(query_keys(name).events, cursor or BEGINNING)
+        await self._join(watcher)
+        try:
+            while True:
+                for entry_id, fields in await self._next(watcher):
+                    stored = await self._decode(name, entry_id, fields)
+                    if stored is None:
+                        return
+                    yield stored
+                    if stored.event.HasField("outcome"):
+                        return
+        finally:
+            self._leave(watcher)
+
+    async def _next(self, watcher: _Watcher) -> list[tuple[str, dict[bytes, bytes]]]:
+        """The next entries of a watcher, at least one."""
+        while True:
+            if watcher.behind:
+                watcher.behind = False
+                watcher.buffer.clear()
+                entries = await self._read_after(watcher.stream, watcher.cursor)
+                watcher.behind = watcher.behind or len(entries) == PAGE
+            else:
+                watcher.news.clear()
+                if not watcher.buffer:
+                    await watcher.news.wait()
+                entries = list(watcher.buffer)
+                watcher.buffer.clear()
+            fresh = [entry for entry in entries if _number(entry[0]) > _number(watcher.cursor)]
+            if fresh:
+                watcher.cursor = fresh[-1][0]
+                return fresh
+
+    async def _read_after(self, stream: str, cursor: str) -> list[tuple[str, dict[bytes, bytes]]]:
+        entries = await self._redis.xrange(stream, min=f"({cursor}", count=PAGE)
+        return [(entry_id.decode(), fields) for entry_id, fields in entries]
+
+    async def _decode(self, name: str, entry_id: str, fields: dict[bytes, bytes]) -> StoredEvent | None:
+        if b"outcome" in fields:
+            outcome = await self._redis.hget(query_keys(name).record, "outcome")
+            if outcome is None:
+                return None
+            event = QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
+        else:
+            event = QueryEvent.FromString(fields[b"e"])
+        event.time.CopyFrom(timestamp(entry_time_ms(entry_id)))
+        return StoredEvent(entry_id, event)
+
+    async def _join(self, watcher: _Watcher) -> None:
+        self._watchers.setdefault(watcher.stream, set()).add(watcher)
+        self._positions.setdefault(watcher.stream, watcher.cursor)
+        self._changed.set()
+        if self._reader_id is not None:
+            await self._redis.client_unblock(self._reader_id)
+
+    def _leave(self, watcher: _Watcher) -> None:
+        watchers = self._watchers.get(watcher.stream, set())
+        watchers.discard(watcher)
+        if not watchers:
+            self._watchers.pop(watcher.stream, None)
+            self._positions.pop(watcher.stream, None)
+
+    async def _feed(self) -> None:
+        while True:
+            try:
+                async with self._redis.client() as reader:
+                    self._reader_id = int(await reader.client_id())
+                    await self._feed_from(reader)
+            except (RedisError, OSError) as error:
+                log.warning("events can't be read", error=str(error))
+                await asyncio.sleep(0.5)
+            finally:
+                self._reader_id = None
+
+    async def _feed_from(self, reader: RedisClient) -> None:
+        while True:
+            if not self._positions:
+                self._changed.clear()
+                await self._changed.wait()
+            answer = await reader.xread(dict(self._positions), block=250, count=PAGE)
+            for stream, entries in answer or ():
+                self._hand_out(stream.decode(), entries)
+
+    def _hand_out(self, stream: str, entries: list[Any]) -> None:
+        if stream not in self._positions:
+            return
+        decoded = [(entry_id.decode(), fields) for entry_id, fields in entries]
+        self._positions[stream] = decoded[-1][0]
+        for watcher in self._watchers.get(stream, ()):
+            if len(watcher.buffer) + len(decoded) > PAGE:
+                watcher.behind = True
+            elif not watcher.behind:
+                watcher.buffer.extend(decoded)
+            watcher.news.set()
+
+
+def _number(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = entry_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

@@ -1,0 +1,82 @@
+"""The owner's side of a queue: takes over what is there, then reads what comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from redis.exceptions import ResponseError
+
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.keys import GROUP, ModelKeys
+from uellm.v1.stream_pb2 import ControlMessage, ProfiledQuery
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a queue. An entry that can't be read has neither query nor control message."""
+
+    entry_id: str
+    query: ProfiledQuery | None = None
+    control: ControlMessage | None = None
+
+
+class Inbox:
+    """Reads one model's queue in the name of one replica."""
+
+    def __init__(self, redis: RedisClient, model: str, replica: str) -> None:
+        self._redis = redis
+        self._queue = ModelKeys(model).queue
+        self._replica = replica
+
+    async def take_over(self, page: int = 1_000) -> list[Entry]:
+        """Claim all that earlier owners took and did not finish. Their writes are fenced, so it can be at once."""
+        try:
+            await self._redis.xgroup_create(self._queue, GROUP, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        entries: list[Entry] = []
+        start: Any = "0-0"
+        while True:
+            start, claimed, *_ = await self._redis.xautoclaim(
+                self._queue, GROUP, self._replica, min_idle_time=0, start_id=start, count=page
+            )
+            entries += [_entry(entry_id, fields) for entry_id, fields in claimed if fields]
+            if start in (b"0-0", "0-0"):
+                break
+        await self._forget_others()
+        return entries
+
+    async def read(self, count: int = 256, block_ms: int = 1_000) -> list[Entry]:
+        """Wait for new entries, at most `block_ms` milliseconds."""
+        answer = await self._redis.xreadgroup(GROUP, self._replica, {self._queue: ">"}, count=count, block=block_ms)
+        if not answer:
+            return []
+        return [_entry(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+
+    async def acknowledge(self, entry_id: str) -> None:
+        """Take a control message, or an entry that can't be read, off the queue."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.xack(self._queue, GROUP, entry_id)
+            pipeline.xdel(self._queue, entry_id)
+            await pipeline.execute()
+
+    async def _forget_others(self) -> None:
+        for consumer in await self._redis.xinfo_consumers(self._queue, GROUP):
+            name = consumer["name"].decode()
+            if name != self._replica and not consumer["pending"]:
+                await self._redis.xgroup_delconsumer(self._queue, GROUP, name)
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    decoded = entry_id.decode()
+    try:
+        if b"q" in fields:
+            return Entry(decoded, query=ProfiledQuery.FromString(fields[b"q"]))
+        if b"c" in fields:
+            return Entry(decoded, control=ControlMessage.FromString(fields[b"c"]))
+    except DecodeError:
+        pass
+    return Entry(decoded)

@@ -1,0 +1,97 @@
+"""Every Redis key, in one place.
+
+The braces are Redis Cluster hash tags: all keys of a model live in one slot, so that one script may touch them.
+Tenant, model and query ids contain no colon (`uellm.rpc.validation`), so keys cannot collide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEPLOYMENTS = "uellm:deployments"
+"""Hash: resource name of a deployment -> `DeploymentRecord`."""
+
+MODELS = "uellm:models"
+"""Set: models that have, or had, a deployment, and whose queue somebody must own."""
+
+GROUP = "scheduler"
+"""The consumer group of every queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKeys:
+    """Keys of one query."""
+
+    record: str
+    """Hash: body_hash, entry_id, state, attempts, profile, payload (`QueryRecord`; until the outcome), cancel,
+    outcome."""
+    events: str
+    """Stream of `QueryEvent`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKeys:
+    """Keys of one model's queue."""
+
+    model: str
+
+    @property
+    def queue(self) -> str:
+        """Stream: field `q` holds a `ProfiledQuery`, field `c` a `ControlMessage`."""
+        return f"uellm:{{{self.model}}}:queue"
+
+    @property
+    def depth(self) -> str:
+        """Counter of the queries waiting or running; kept by the submit and finish scripts."""
+        return f"uellm:{{{self.model}}}:depth"
+
+    @property
+    def owner(self) -> str:
+        """Id of the replica that owns the queue; expires with its lease."""
+        return f"uellm:{{{self.model}}}:owner"
+
+    @property
+    def owner_epoch(self) -> str:
+        """Epoch of the newest lease; every write of an owner is fenced by it."""
+        return f"uellm:{{{self.model}}}:owner-epoch"
+
+    @property
+    def backlog(self) -> str:
+        """`Backlog` as the owner last published it."""
+        return f"uellm:{{{self.model}}}:backlog"
+
+    @property
+    def running(self) -> str:
+        """Hash: resource name of a deployment -> `{DeploymentState that the owner acts on}:{queries in flight}`."""
+        return f"uellm:{{{self.model}}}:running"
+
+    @property
+    def observations(self) -> str:
+        """Stream of `Observation`, bounded."""
+        return f"uellm:{{{self.model}}}:observations"
+
+    @property
+    def decisions(self) -> str:
+        """Stream of `DecisionRecord`, bounded: the flight recorder."""
+        return f"uellm:{{{self.model}}}:decisions"
+
+    @property
+    def dead_letters(self) -> str:
+        """Stream of `DeadLetter`, bounded."""
+        return f"uellm:{{{self.model}}}:dead-letters"
+
+    def query(self, tenant: str, query: str) -> QueryKeys:
+        """Keys of one query of this model."""
+        record = f"uellm:{{{self.model}}}:q:{tenant}:{query}"
+        return QueryKeys(record=record, events=f"{record}:events")
+
+
+def query_keys(name: str) -> QueryKeys:
+    """Keys of the query `tenants/{tenant}/models/{model}/queries/{query}`."""
+    _, tenant, _, model, _, query = name.split("/")
+    return ModelKeys(model).query(tenant, query)
+
+
+def model_of(name: str) -> str:
+    """The model of the query `tenants/{tenant}/models/{model}/queries/{query}`."""
+    return name.split("/")[3]

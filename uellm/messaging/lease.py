@@ -1,0 +1,57 @@
+"""One owner per model: a Redis lease with a growing epoch.
+
+Writes of an owner carry the epoch, and the scripts refuse all but the newest, so that an owner that was paused past its
+lease and revived can do no harm. One lease per model stands for all entries that its owner holds: they need no renewal
+of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.keys import ModelKeys
+from uellm.messaging.scripts import Scripts
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that was taken."""
+
+    model: str
+    epoch: int
+
+
+class LeaseKeeper:
+    """Takes, renews and gives up leases in the name of one replica."""
+
+    def __init__(self, redis: RedisClient, replica: str, time_to_live_ms: int = 5_000) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+        self.replica = replica
+        self.time_to_live_ms = time_to_live_ms
+
+    async def acquire(self, model: str) -> Lease | None:
+        """Take the lease; None if somebody holds it."""
+        taken, value = await self._scripts.acquire(keys=_keys(model), args=[self.replica, self.time_to_live_ms])
+        return Lease(model, int(value)) if taken else None
+
+    async def renew(self, lease: Lease) -> bool:
+        """Prolong the lease; False if it is lost for good."""
+        return bool(
+            await self._scripts.renew(keys=_keys(lease.model), args=[self.replica, lease.epoch, self.time_to_live_ms])
+        )
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease up, so that another replica need not wait for its end."""
+        await self._scripts.renew(keys=_keys(lease.model), args=[self.replica, lease.epoch, 0])
+
+    async def holder(self, model: str) -> tuple[str, int]:
+        """Who holds the lease ("" for nobody), and its newest epoch."""
+        owner, epoch = await self._redis.mget(_keys(model))
+        return (owner or b"").decode(), int(epoch or 0)
+
+
+def _keys(model: str) -> list[str]:
+    keys = ModelKeys(model)
+    return [keys.owner, keys.owner_epoch]

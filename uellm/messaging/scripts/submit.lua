@@ -1,0 +1,17 @@
+-- Writes a query's record and its queue entry together, once.
+-- KEYS: record, queue, depth, events
+-- ARGV: body hash, payload, profile, queue entry, admitted event, depth limit, queued state
+-- Returns {"created", entry id, depth} | {"exists", entry id, profile} | {"conflict"} | {"full", depth}
+local body = redis.call('HGET', KEYS[1], 'body_hash')
+if body then
+  if body ~= ARGV[1] then return {'conflict'} end
+  local known = redis.call('HMGET', KEYS[1], 'entry_id', 'profile')
+  return {'exists', known[1], known[2]}
+end
+local depth = tonumber(redis.call('GET', KEYS[3]) or '0')
+if depth >= tonumber(ARGV[6]) then return {'full', depth} end
+local id = redis.call('XADD', KEYS[2], '*', 'q', ARGV[4])
+redis.call('HSET', KEYS[1], 'body_hash', ARGV[1], 'payload', ARGV[2], 'profile', ARGV[3],
+  'entry_id', id, 'state', ARGV[7], 'attempts', 0)
+redis.call('XADD', KEYS[4], '*', 'e', ARGV[5])
+return {'created', id, redis.call('INCR', KEYS[3])}

@@ -1,0 +1,388 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from uellm.v1 import query_pb2 as _query_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EngineKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ENGINE_KIND_UNSPECIFIED: _ClassVar[EngineKind]
+    ENGINE_KIND_STATIC: _ClassVar[EngineKind]
+    ENGINE_KIND_CONTINUOUS: _ClassVar[EngineKind]
+
+class DeploymentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPLOYMENT_STATE_UNSPECIFIED: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_CREATING: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_READY: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_DRAINING: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_DELETING: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_FAILED: _ClassVar[DeploymentState]
+ENGINE_KIND_UNSPECIFIED: EngineKind
+ENGINE_KIND_STATIC: EngineKind
+ENGINE_KIND_CONTINUOUS: EngineKind
+DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState
+DEPLOYMENT_STATE_CREATING: DeploymentState
+DEPLOYMENT_STATE_READY: DeploymentState
+DEPLOYMENT_STATE_DRAINING: DeploymentState
+DEPLOYMENT_STATE_DELETING: DeploymentState
+DEPLOYMENT_STATE_FAILED: DeploymentState
+
+class ProfiledQuery(_message.Message):
+    __slots__ = ("schema_version", "trace_parent", "name", "profile", "slo", "priority", "adapter", "prefix_hash")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRACE_PARENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    SLO_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_HASH_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    trace_parent: str
+    name: str
+    profile: _query_pb2.ResourceProfile
+    slo: _query_pb2.Slo
+    priority: int
+    adapter: str
+    prefix_hash: str
+    def __init__(self, schema_version: _Optional[int] = ..., trace_parent: _Optional[str] = ..., name: _Optional[str] = ..., profile: _Optional[_Union[_query_pb2.ResourceProfile, _Mapping]] = ..., slo: _Optional[_Union[_query_pb2.Slo, _Mapping]] = ..., priority: _Optional[int] = ..., adapter: _Optional[str] = ..., prefix_hash: _Optional[str] = ...) -> None: ...
+
+class QueryRecord(_message.Message):
+    __slots__ = ("schema_version", "query", "prompt_token_ids")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    query: _query_pb2.Query
+    prompt_token_ids: _query_pb2.TokenIds
+    def __init__(self, schema_version: _Optional[int] = ..., query: _Optional[_Union[_query_pb2.Query, _Mapping]] = ..., prompt_token_ids: _Optional[_Union[_query_pb2.TokenIds, _Mapping]] = ...) -> None: ...
+
+class QueryEvent(_message.Message):
+    __slots__ = ("schema_version", "time", "admitted", "batched", "token_delta", "restarted", "preempted", "outcome")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    BATCHED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_DELTA_FIELD_NUMBER: _ClassVar[int]
+    RESTARTED_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    time: _timestamp_pb2.Timestamp
+    admitted: Admitted
+    batched: Batched
+    token_delta: TokenDelta
+    restarted: Restarted
+    preempted: Preempted
+    outcome: _query_pb2.Outcome
+    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., batched: _Optional[_Union[Batched, _Mapping]] = ..., token_delta: _Optional[_Union[TokenDelta, _Mapping]] = ..., restarted: _Optional[_Union[Restarted, _Mapping]] = ..., preempted: _Optional[_Union[Preempted, _Mapping]] = ..., outcome: _Optional[_Union[_query_pb2.Outcome, _Mapping]] = ...) -> None: ...
+
+class Admitted(_message.Message):
+    __slots__ = ("profile",)
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    profile: _query_pb2.ResourceProfile
+    def __init__(self, profile: _Optional[_Union[_query_pb2.ResourceProfile, _Mapping]] = ...) -> None: ...
+
+class Batched(_message.Message):
+    __slots__ = ("batch_id", "batch_rows", "deployment", "attempt")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    batch_rows: int
+    deployment: str
+    attempt: int
+    def __init__(self, batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., deployment: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class TokenDelta(_message.Message):
+    __slots__ = ("attempt", "first_token_index", "token_ids", "text")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    first_token_index: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    def __init__(self, attempt: _Optional[int] = ..., first_token_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ...) -> None: ...
+
+class Restarted(_message.Message):
+    __slots__ = ("attempt", "resume_index")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_INDEX_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    resume_index: int
+    def __init__(self, attempt: _Optional[int] = ..., resume_index: _Optional[int] = ...) -> None: ...
+
+class Preempted(_message.Message):
+    __slots__ = ("output_tokens",)
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    output_tokens: int
+    def __init__(self, output_tokens: _Optional[int] = ...) -> None: ...
+
+class Observation(_message.Message):
+    __slots__ = ("schema_version", "name", "deployment", "profile", "temperature", "output_tokens", "censored", "queue_time", "service_time", "step_aggregates")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CENSORED_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_TIME_FIELD_NUMBER: _ClassVar[int]
+    STEP_AGGREGATES_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    name: str
+    deployment: str
+    profile: _query_pb2.ResourceProfile
+    temperature: float
+    output_tokens: int
+    censored: bool
+    queue_time: _duration_pb2.Duration
+    service_time: _duration_pb2.Duration
+    step_aggregates: StepAggregates
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., deployment: _Optional[str] = ..., profile: _Optional[_Union[_query_pb2.ResourceProfile, _Mapping]] = ..., temperature: _Optional[float] = ..., output_tokens: _Optional[int] = ..., censored: _Optional[bool] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., service_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_aggregates: _Optional[_Union[StepAggregates, _Mapping]] = ...) -> None: ...
+
+class StepAggregates(_message.Message):
+    __slots__ = ("prefill", "decode", "total_seconds")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prefill: _containers.RepeatedCompositeFieldContainer[PrefillAggregate]
+    decode: _containers.RepeatedCompositeFieldContainer[DecodeAggregate]
+    total_seconds: float
+    def __init__(self, prefill: _Optional[_Iterable[_Union[PrefillAggregate, _Mapping]]] = ..., decode: _Optional[_Iterable[_Union[DecodeAggregate, _Mapping]]] = ..., total_seconds: _Optional[float] = ...) -> None: ...
+
+class PrefillAggregate(_message.Message):
+    __slots__ = ("rows", "tokens", "padded_tokens", "seconds")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PADDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+    def __init__(self, rows: _Optional[int] = ..., tokens: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class DecodeAggregate(_message.Message):
+    __slots__ = ("rows", "first_context", "steps", "context_tokens", "seconds")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    first_context: int
+    steps: int
+    context_tokens: int
+    seconds: float
+    def __init__(self, rows: _Optional[int] = ..., first_context: _Optional[int] = ..., steps: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class DeploymentRecord(_message.Message):
+    __slots__ = ("schema_version", "name", "model", "triton_model", "triton_endpoint", "engine_kind", "state", "facts", "tokenizer_path", "limits", "step_time_prior", "traffic_share", "default_generation", "plan_hash", "publish_time")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRITON_MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRITON_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_PATH_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_PRIOR_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    name: str
+    model: str
+    triton_model: str
+    triton_endpoint: str
+    engine_kind: EngineKind
+    state: DeploymentState
+    facts: ModelFacts
+    tokenizer_path: str
+    limits: EngineLimits
+    step_time_prior: StepTimePrior
+    traffic_share: float
+    default_generation: _query_pb2.GenerationParameters
+    plan_hash: str
+    publish_time: _timestamp_pb2.Timestamp
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., triton_model: _Optional[str] = ..., triton_endpoint: _Optional[str] = ..., engine_kind: _Optional[_Union[EngineKind, str]] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., tokenizer_path: _Optional[str] = ..., limits: _Optional[_Union[EngineLimits, _Mapping]] = ..., step_time_prior: _Optional[_Union[StepTimePrior, _Mapping]] = ..., traffic_share: _Optional[float] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., plan_hash: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ModelFacts(_message.Message):
+    __slots__ = ("architecture", "layers", "hidden_size", "attention_heads", "kv_heads", "head_size", "vocabulary_size", "context_limit_tokens", "weight_bytes", "kv_bytes_per_token", "parameter_count")
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_HEADS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LIMIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    architecture: str
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary_size: int
+    context_limit_tokens: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    parameter_count: int
+    def __init__(self, architecture: _Optional[str] = ..., layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., attention_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_limit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., parameter_count: _Optional[int] = ...) -> None: ...
+
+class EngineLimits(_message.Message):
+    __slots__ = ("context_tokens", "max_output_tokens", "max_batch_rows", "max_concurrent_batches", "kv_budget_bytes", "resumable")
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONCURRENT_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    KV_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    context_tokens: int
+    max_output_tokens: int
+    max_batch_rows: int
+    max_concurrent_batches: int
+    kv_budget_bytes: int
+    resumable: bool
+    def __init__(self, context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_concurrent_batches: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., resumable: _Optional[bool] = ...) -> None: ...
+
+class StepTimePrior(_message.Message):
+    __slots__ = ("base_seconds", "per_row_seconds", "per_context_token_seconds", "prefill_per_token_seconds", "startup_seconds", "source")
+    BASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PER_ROW_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PER_CONTEXT_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PER_TOKEN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STARTUP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    base_seconds: float
+    per_row_seconds: float
+    per_context_token_seconds: float
+    prefill_per_token_seconds: float
+    startup_seconds: float
+    source: str
+    def __init__(self, base_seconds: _Optional[float] = ..., per_row_seconds: _Optional[float] = ..., per_context_token_seconds: _Optional[float] = ..., prefill_per_token_seconds: _Optional[float] = ..., startup_seconds: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class Backlog(_message.Message):
+    __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WORK_P50_FIELD_NUMBER: _ClassVar[int]
+    WORK_P90_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_ACCEPT_TIME_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    queued: int
+    running: int
+    work_p50: _duration_pb2.Duration
+    work_p90: _duration_pb2.Duration
+    publish_time: _timestamp_pb2.Timestamp
+    policy: str
+    oldest_accept_time: _timestamp_pb2.Timestamp
+    def __init__(self, schema_version: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., work_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., work_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., oldest_accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class DecisionRecord(_message.Message):
+    __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals")
+    class ColumnsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    COST_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    time: _timestamp_pb2.Timestamp
+    policy: str
+    cost_model_version: str
+    seed: int
+    columns: _containers.ScalarMap[str, bytes]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    batches: _containers.RepeatedCompositeFieldContainer[BatchDecision]
+    refusals: _containers.RepeatedCompositeFieldContainer[RefusalDecision]
+    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ...) -> None: ...
+
+class BatchDecision(_message.Message):
+    __slots__ = ("batch_id", "deployment", "names")
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    batch_id: str
+    deployment: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, batch_id: _Optional[str] = ..., deployment: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RefusalDecision(_message.Message):
+    __slots__ = ("name", "refusal")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    refusal: _query_pb2.Refusal
+    def __init__(self, name: _Optional[str] = ..., refusal: _Optional[_Union[_query_pb2.Refusal, _Mapping]] = ...) -> None: ...
+
+class DeadLetter(_message.Message):
+    __slots__ = ("schema_version", "name", "record", "failure", "attempts")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    name: str
+    record: QueryRecord
+    failure: _query_pb2.Failure
+    attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., record: _Optional[_Union[QueryRecord, _Mapping]] = ..., failure: _Optional[_Union[_query_pb2.Failure, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
+
+class Attempt(_message.Message):
+    __slots__ = ("attempt", "batch_id", "deployment", "failure", "end_time")
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    attempt: int
+    batch_id: str
+    deployment: str
+    failure: _query_pb2.Failure
+    end_time: _timestamp_pb2.Timestamp
+    def __init__(self, attempt: _Optional[int] = ..., batch_id: _Optional[str] = ..., deployment: _Optional[str] = ..., failure: _Optional[_Union[_query_pb2.Failure, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class ControlMessage(_message.Message):
+    __slots__ = ("schema_version", "cancel_query", "set_policy")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_QUERY_FIELD_NUMBER: _ClassVar[int]
+    SET_POLICY_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    cancel_query: str
+    set_policy: str
+    def __init__(self, schema_version: _Optional[int] = ..., cancel_query: _Optional[str] = ..., set_policy: _Optional[str] = ...) -> None: ...
