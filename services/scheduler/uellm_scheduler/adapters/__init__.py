@@ -1,0 +1,1 @@
+"""Redis and Triton as the scheduler uses them."""

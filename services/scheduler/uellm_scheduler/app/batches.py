@@ -1,0 +1,106 @@
+"""The batches that are on engines, and the engines, as the core knows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
+
+from ..domain.outcomes import Service
+from ..domain.pending import PendingQuery, Progress
+from ..domain.policy import EngineView, RunningRow
+
+
+@dataclass(slots=True)
+class Row:
+    """A query that is on an engine, or about to be."""
+
+    pending: PendingQuery
+    attempt: int
+    token_ids: list[int]
+    text: list[str]
+    first_token_ms: int
+    temperature: float = 0.0
+    cancel_wanted: bool = False
+
+    @classmethod
+    def of(cls, pending: PendingQuery) -> Row:
+        """The row of a query that is dispatched."""
+        progress = pending.progress
+        return cls(pending, pending.attempts + 1, list(progress.token_ids), [progress.text], progress.first_token_ms)
+
+    @property
+    def progress(self) -> Progress:
+        """What has been delivered so far."""
+        return Progress(tuple(self.token_ids), "".join(self.text), self.first_token_ms)
+
+    def restart(self) -> None:
+        """Forget what was delivered."""
+        self.token_ids, self.text = [], []
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch from its decision to its end."""
+
+    batch_id: str
+    deployment: DeploymentRecord
+    rows: dict[str, Row]
+    rows_at_start: int
+    dispatch_ms: int
+    heard_ms: int
+    """When the engine was last heard of."""
+    begun: bool = False
+    """Whether its attempts are in the store."""
+
+    @property
+    def service(self) -> Service:
+        """How its rows are served."""
+        return Service(self.deployment.name, self.batch_id, self.rows_at_start, self.dispatch_ms)
+
+
+@dataclass(slots=True)
+class Engine:
+    """A deployment and what runs on it."""
+
+    record: DeploymentRecord
+    healthy: bool = True
+    withdrawn: bool = False
+    """Not deployed any more: it finishes what it has."""
+    batches: dict[str, Batch] = field(default_factory=dict)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it takes new batches."""
+        return self.healthy and not self.withdrawn and self.record.state == DEPLOYMENT_STATE_READY
+
+    @property
+    def in_flight(self) -> int:
+        """Queries on it."""
+        return sum(len(batch.rows) for batch in self.batches.values())
+
+    def view(self) -> EngineView:
+        """As a policy sees it."""
+        record, limits = self.record, self.record.limits
+        return EngineView(
+            deployment=record.name,
+            kind=record.engine_kind,
+            free_batches=max(0, limits.max_concurrent_batches - len(self.batches)),
+            max_batch_rows=limits.max_batch_rows,
+            context_tokens=limits.context_tokens,
+            kv_budget_bytes=limits.kv_budget_bytes,
+            kv_bytes_per_token=record.facts.kv_bytes_per_token,
+            step_time=record.step_time_prior,
+            traffic_share=record.traffic_share,
+            running=tuple(tuple(_running(row) for row in batch.rows.values()) for batch in self.batches.values()),
+        )
+
+
+def _running(row: Row) -> RunningRow:
+    profile = row.pending.query.profile
+    return RunningRow(
+        profile.prompt_tokens,
+        len(row.token_ids),
+        profile.output_length.p90_tokens,
+        profile.output_length.limit_tokens,
+    )

@@ -1,0 +1,132 @@
+"""The scheduler's core: a state machine without effects of its own.
+
+`step` takes an event and the time, and returns what is to be done. Live, an asyncio shell does it; in tests a seeded
+virtual world does, so that crashes, delays and reorderings are searched by the thousand. There is one core per owned
+model; it lives as long as the lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_REJECTED, QUERY_STATE_WITHDRAWN, QueryState
+
+from ..domain.outcomes import NOT_SERVED, outcome_of
+from ..domain.pending import PendingQuery, PendingTable
+from ..domain.policy import Policy, QueueView
+from . import effects as do
+from . import events as on
+from .flight import Flight, end, give_up
+from .limits import CoreLimits
+
+
+class SchedulerCore:
+    """What waits and runs for one model, under one lease."""
+
+    def __init__(self, model: str, epoch: int, policy: Policy, limits: CoreLimits | None = None, seed: int = 0) -> None:
+        self.model = model
+        self.epoch = epoch
+        self.policy = policy
+        self.limits = limits or CoreLimits()
+        self.pending = PendingTable()
+        self._random = np.random.default_rng(seed)
+        self._effects: list[do.Effect] = []
+        self.flight = Flight(f"{model}-{epoch}", self.pending, self.limits, self._random, self._effects)
+        self._deployed_ms: int | None = None
+        self.wake_ms: int | None = None
+        """When something is to be decided again, at the latest."""
+        self._handlers: dict[type[Any], Callable[[Any, int], None]] = {
+            on.QueriesTaken: self._take,
+            on.CancelWanted: self._cancel,
+            on.DeploymentsChanged: self._deployments_changed,
+            on.PolicyChanged: self._policy_changed,
+            on.AttemptsBegun: self.flight.attempts_begun,
+            on.EngineNews: self.flight.engine_news,
+            on.BatchEnded: self.flight.batch_ended,
+            on.EngineReady: self.flight.engine_ready,
+            on.Tick: self._tick,
+        }
+
+    def step(self, event: on.Event, now_ms: int) -> list[do.Effect]:
+        """Take an event; return what is to be done, in order. `now_ms` is the queue's clock."""
+        if self._deployed_ms is None:
+            self._deployed_ms = now_ms
+        self._handlers[type(event)](event, now_ms)
+        self._decide(now_ms)
+        effects = list(self._effects)
+        self._effects.clear()
+        return effects
+
+    def _take(self, event: on.QueriesTaken, now_ms: int) -> None:
+        for taken in event.queries:
+            if taken.name in self.pending or taken.name in self.flight:
+                continue
+            pending = PendingQuery(taken.name, taken.entry_id, taken.query, taken.attempts, taken.progress)
+            if taken.cancel_requested:
+                self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
+            elif taken.attempts >= self.limits.max_attempts:
+                self._effects.append(give_up(pending, NOT_SERVED, "its scheduler was lost while it ran", now_ms))
+            else:
+                self.pending.add(pending)
+
+    def _cancel(self, event: on.CancelWanted, now_ms: int) -> None:
+        pending = self.pending.remove(event.name)
+        if pending is not None:
+            self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
+        self.flight.cancel(event.name)
+        self._effects.append(do.AcknowledgeEntry(event.entry_id))
+
+    def _policy_changed(self, event: on.PolicyChanged, now_ms: int) -> None:  # noqa: ARG002
+        self.policy = event.policy
+
+    def _deployments_changed(self, event: on.DeploymentsChanged, now_ms: int) -> None:
+        self.flight.deployments_changed(event.records)
+        if event.records:
+            self._deployed_ms = now_ms
+
+    def _tick(self, event: on.Tick, now_ms: int) -> None:  # noqa: ARG002
+        slots = self.pending.slots()
+        late = (self.pending.column("deadline_ms")[slots] < now_ms) & self.pending.column("cancel_on_miss")[slots]
+        self._end_all([self.pending.at(int(slot)).name for slot in slots[late]], QUERY_STATE_CANCELLED, now_ms)
+        self.flight.tick(now_ms)
+        if self.flight.engines:
+            self._deployed_ms = now_ms
+        elif now_ms - (self._deployed_ms or now_ms) > self.limits.withdraw_after_ms:
+            self._end_all(self.pending.names(), QUERY_STATE_WITHDRAWN, now_ms)
+
+    def _end_all(self, names: list[str], state: QueryState, now_ms: int) -> None:
+        for name in names:
+            pending = self.pending.remove(name)
+            if pending is not None:
+                self._effects.append(end(pending, state, now_ms))
+
+    def _decide(self, now_ms: int) -> None:
+        self.wake_ms = None
+        engines = tuple(engine.view() for engine in self.flight.engines.values() if engine.accepts)
+        if not self.pending or not any(engine.free_batches for engine in engines):
+            return
+        slots = self.pending.slots()
+        not_before = self.pending.column("not_before_ms")[slots]
+        eligible = slots[not_before <= now_ms]
+        if len(eligible) < len(slots):
+            self.wake_ms = int(not_before[not_before > now_ms].min())
+        if not len(eligible):
+            return
+        decision = self.policy.decide(QueueView(self.pending, eligible, engines), now_ms, self._random)
+        if decision.wake_ms is not None:
+            self.wake_ms = min(decision.wake_ms, self.wake_ms or decision.wake_ms)
+        refusals = [(self.pending.at(plan.slot).name, plan.refusal) for plan in decision.refusals]
+        for plan in decision.batches:
+            names = [self.pending.at(slot).name for slot in plan.slots]
+            self.flight.dispatch(plan.deployment, [q for name in names if (q := self.pending.remove(name))], now_ms)
+        for name, refusal in refusals:
+            pending = self.pending.remove(name)
+            if pending is not None:
+                outcome = outcome_of(
+                    pending, QUERY_STATE_REJECTED, pending.progress, NOT_SERVED, pending.attempts, now_ms
+                )
+                outcome.refusal.CopyFrom(refusal)
+                self._effects.append(end(pending, QUERY_STATE_REJECTED, now_ms, outcome))

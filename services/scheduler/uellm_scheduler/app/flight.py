@@ -1,0 +1,290 @@
+"""The part of the core that knows what is on engines: batches from their dispatch to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from uellm.messaging.queries import SCHEMA_VERSION, DispatchAnswer, DispatchRow, EventRow, FinishRow
+from uellm.v1.query_pb2 import (
+    ON_MISS_CANCEL,
+    QUERY_STATE_CANCELLED,
+    QUERY_STATE_COMPLETED,
+    QUERY_STATE_FAILED,
+    Failure,
+    Outcome,
+    QueryState,
+)
+from uellm.v1.stream_pb2 import Batched, DeploymentRecord, QueryEvent, Restarted, StepAggregates, TokenDelta
+
+from ..domain.outcomes import FINISH_REASONS, NOT_SERVED, Service, observation_of, outcome_of
+from ..domain.pending import PendingQuery, PendingTable
+from . import effects as do
+from . import events as on
+from .batches import Batch, Engine, Row
+from .limits import CoreLimits
+
+
+class Flight:
+    """Engines, their batches and the batches' rows. Appends what is to be done to `effects`."""
+
+    def __init__(
+        self,
+        batch_prefix: str,
+        pending: PendingTable,
+        limits: CoreLimits,
+        random: np.random.Generator,
+        effects: list[do.Effect],
+    ) -> None:
+        self.engines: dict[str, Engine] = {}
+        self.batches: dict[str, Batch] = {}
+        self._rows: dict[str, Batch] = {}
+        self._prefix = batch_prefix
+        self._batch_count = 0
+        self._pending = pending
+        self._limits = limits
+        self._random = random
+        self._effects = effects
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def deployments_changed(self, records: Iterable[DeploymentRecord]) -> None:
+        """Follow the deployments; one that went away finishes what it has."""
+        known = {record.name: record for record in records}
+        for name, engine in list(self.engines.items()):
+            if name in known:
+                engine.record, engine.withdrawn = known.pop(name), False
+            else:
+                engine.withdrawn = True
+                self._drop_if_done(engine)
+        self.engines.update({name: Engine(record) for name, record in known.items()})
+
+    def engine_ready(self, event: on.EngineReady, now_ms: int) -> None:  # noqa: ARG002
+        """An engine answers again."""
+        if event.deployment in self.engines:
+            self.engines[event.deployment].healthy = True
+
+    def dispatch(self, deployment: str, queries: list[PendingQuery], now_ms: int) -> None:
+        """Put queries, taken out of the pending table, on an engine."""
+        engine = self.engines[deployment]
+        self._batch_count += 1
+        batch_id = f"{self._prefix}-{self._batch_count}"
+        rows = {query.name: Row.of(query) for query in queries}
+        batch = Batch(batch_id, engine.record, rows, len(rows), dispatch_ms=now_ms, heard_ms=now_ms)
+        self._rows.update(dict.fromkeys(rows, batch))
+        self.batches[batch_id] = engine.batches[batch_id] = batch
+        begin = tuple(
+            DispatchRow(row.pending.name, row.pending.attempts, _batched(batch, row.attempt)) for row in rows.values()
+        )
+        self._effects.append(do.BeginAttempts(batch_id, begin))
+
+    def cancel(self, name: str) -> None:
+        """End a row, if it is on an engine: its outcome comes when the engine has let it go."""
+        batch = self._rows.get(name)
+        if batch is None or batch.rows[name].cancel_wanted:
+            return
+        batch.rows[name].cancel_wanted = True
+        if batch.begun:
+            self._effects.append(do.CancelRows(batch.batch_id, batch.deployment, (name,)))
+
+    def attempts_begun(self, event: on.AttemptsBegun, now_ms: int) -> None:
+        """The store has the attempts: the batch may run."""
+        batch = self.batches.get(event.batch_id)
+        if batch is None:
+            return
+        batch.begun, batch.heard_ms = True, now_ms
+        rows = [
+            self._begin_row(batch, row, answer, now_ms)
+            for row, answer in zip(list(batch.rows.values()), event.answers, strict=True)
+        ]
+        ready = tuple(row for row in rows if row is not None)
+        if ready:
+            self._effects.append(do.RunBatch(batch.batch_id, batch.deployment, ready))
+        else:
+            self._forget(batch)
+
+    def engine_news(self, event: on.EngineNews, now_ms: int) -> None:
+        """An engine produced something: deliver it, and the outcomes of the rows that ended."""
+        batch = self.batches.get(event.batch_id)
+        if batch is None:
+            return
+        batch.heard_ms = now_ms
+        deltas, ends = [], []
+        for news in event.rows:
+            row = batch.rows.get(news.name)
+            if row is None:
+                continue
+            delta = _absorb(row, news, now_ms)
+            if news.finish_reason:
+                self._leave(batch, news.name)
+                finish = self._row_end(batch, row, news, delta, event.aggregates, now_ms)
+                ends += [finish] if finish else []
+            elif delta is not None:
+                deltas.append(EventRow(news.name, row.attempt, delta))
+        if deltas:
+            self._effects.append(do.AppendEvents(tuple(deltas)))
+        if ends:
+            self._effects.append(do.FinishQueries(tuple(ends)))
+
+    def batch_ended(self, event: on.BatchEnded, now_ms: int) -> None:
+        """An engine has nothing more to say about a batch: what has no end yet is tried again."""
+        batch = self.batches.get(event.batch_id)
+        if batch is None:
+            return
+        engine = self.engines.get(batch.deployment.name)
+        if event.error and engine is not None and engine.healthy:
+            engine.healthy = False
+            self._effects.append(do.AwaitEngine(batch.deployment))
+        for name, row in list(batch.rows.items()):
+            self._leave(batch, name)
+            if row.cancel_wanted:
+                outcome = self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms)
+                self._effects.append(do.FinishQueries((_finish(row, outcome),)))
+            else:
+                self._retry(batch, row, event.error or "the engine lost it", now_ms)
+        self._forget(batch)
+
+    def tick(self, now_ms: int) -> None:
+        """End rows past a deadline that says so, and give up engines that do not answer."""
+        for name, batch in list(self._rows.items()):
+            if _cancels_at(batch.rows[name].pending, now_ms):
+                self.cancel(name)
+        for batch in list(self.batches.values()):
+            if batch.begun and now_ms - batch.heard_ms > self._limits.engine_stall_ms:
+                self._effects.append(do.AbandonBatch(batch.batch_id))
+                self.batch_ended(on.BatchEnded(batch.batch_id, "the engine did not answer any more"), now_ms)
+
+    def _begin_row(self, batch: Batch, row: Row, answer: DispatchAnswer, now_ms: int) -> do.EngineRow | None:
+        pending = row.pending
+        if answer.status == "ok" and answer.record is not None and not row.cancel_wanted:
+            row.temperature = answer.record.query.generation.temperature
+            if row.token_ids and not batch.deployment.limits.resumable:
+                row.restart()
+                restarted = Restarted(attempt=row.attempt, resume_index=0)
+                event = QueryEvent(schema_version=SCHEMA_VERSION, restarted=restarted)
+                self._effects.append(do.AppendEvents((EventRow(pending.name, row.attempt, event),)))
+            return do.EngineRow(pending.name, answer.record, tuple(row.token_ids))
+        self._leave(batch, pending.name)
+        match answer.status:
+            case "ok":
+                outcome = self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms)
+                self._effects.append(do.FinishQueries((_finish(row, outcome),)))
+            case "cancelled":
+                self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
+            case "stale":
+                # The answer to an earlier dispatch was lost: the store has counted it.
+                self._pending.add(
+                    PendingQuery(pending.name, pending.entry_id, pending.query, answer.attempts, row.progress)
+                )
+            case _:
+                self._effects.append(do.AcknowledgeEntry(pending.entry_id))
+        return None
+
+    def _row_end(
+        self,
+        batch: Batch,
+        row: Row,
+        news: on.RowNews,
+        delta: QueryEvent | None,
+        aggregates: StepAggregates | None,
+        now_ms: int,
+    ) -> FinishRow | None:
+        if news.finish_reason in FINISH_REASONS:
+            outcome = self._outcome(batch, row, QUERY_STATE_COMPLETED, now_ms)
+            outcome.finish_reason = FINISH_REASONS[news.finish_reason]
+            observation = observation_of(row.pending, outcome, row.temperature, aggregates)
+            return FinishRow(row.pending.name, row.pending.entry_id, row.attempt, outcome, delta, observation)
+        if news.finish_reason == "cancelled" and not row.cancel_wanted:
+            if delta is not None:
+                self._effects.append(do.AppendEvents((EventRow(news.name, row.attempt, delta),)))
+            self._retry(batch, row, "the engine ended it", now_ms)
+            return None
+        state = QUERY_STATE_CANCELLED if news.finish_reason == "cancelled" else QUERY_STATE_FAILED
+        outcome = self._outcome(batch, row, state, now_ms)
+        if state == QUERY_STATE_FAILED:
+            outcome.failure.CopyFrom(Failure(reason="ENGINE_ERROR", message=news.error))
+        return _finish(row, outcome, delta)
+
+    def _retry(self, batch: Batch, row: Row, error: str, now_ms: int) -> None:
+        backoff = self._limits.retry_backoff_ms * 2 ** (row.attempt - 1) * self._random.uniform(0.5, 1.0)
+        pending = PendingQuery(
+            name=row.pending.name,
+            entry_id=row.pending.entry_id,
+            query=row.pending.query,
+            attempts=row.attempt,
+            progress=row.progress,
+            not_before_ms=now_ms + round(backoff),
+        )
+        if row.attempt >= self._limits.max_attempts:
+            self._effects.append(give_up(pending, batch.service, error, now_ms))
+        else:
+            self._pending.add(pending)
+
+    def _outcome(self, batch: Batch, row: Row, state: QueryState, now_ms: int) -> Outcome:
+        return outcome_of(row.pending, state, row.progress, batch.service, row.attempt, now_ms)
+
+    def _leave(self, batch: Batch, name: str) -> None:
+        batch.rows.pop(name, None)
+        self._rows.pop(name, None)
+
+    def _forget(self, batch: Batch) -> None:
+        self.batches.pop(batch.batch_id, None)
+        engine = self.engines.get(batch.deployment.name)
+        if engine is not None:
+            engine.batches.pop(batch.batch_id, None)
+            self._drop_if_done(engine)
+
+    def _drop_if_done(self, engine: Engine) -> None:
+        if engine.withdrawn and not engine.batches:
+            self.engines.pop(engine.record.name, None)
+
+
+def end(pending: PendingQuery, state: QueryState, now_ms: int, outcome: Outcome | None = None) -> do.FinishQueries:
+    """End a query that is not on an engine."""
+    if outcome is None:
+        outcome = outcome_of(pending, state, pending.progress, NOT_SERVED, pending.attempts, now_ms)
+    return do.FinishQueries((FinishRow(pending.name, pending.entry_id, pending.attempts, outcome),))
+
+
+def give_up(pending: PendingQuery, service: Service, error: str, now_ms: int) -> do.FinishQueries:
+    """End a query that was tried as often as it may be."""
+    outcome = outcome_of(pending, QUERY_STATE_FAILED, pending.progress, service, pending.attempts, now_ms)
+    message = f"given up after {pending.attempts} attempts; the last one ended with: {error}"
+    outcome.failure.CopyFrom(Failure(reason="RETRIES_EXHAUSTED", message=message))
+    return end(pending, QUERY_STATE_FAILED, now_ms, outcome)
+
+
+def _finish(row: Row, outcome: Outcome, last_event: QueryEvent | None = None) -> FinishRow:
+    return FinishRow(row.pending.name, row.pending.entry_id, row.attempt, outcome, last_event)
+
+
+def _cancels_at(pending: PendingQuery, now_ms: int) -> bool:
+    slo = pending.query.slo
+    if slo.on_miss != ON_MISS_CANCEL or not slo.HasField("completion"):
+        return False
+    return now_ms > pending.arrival_ms + int(slo.completion.ToMilliseconds())
+
+
+def _batched(batch: Batch, attempt: int) -> QueryEvent:
+    batched = Batched(
+        batch_id=batch.batch_id, batch_rows=batch.rows_at_start, deployment=batch.deployment.name, attempt=attempt
+    )
+    return QueryEvent(schema_version=SCHEMA_VERSION, batched=batched)
+
+
+def _absorb(row: Row, news: on.RowNews, now_ms: int) -> QueryEvent | None:
+    """Add news to a row; returns the delta to deliver, None if there is nothing to say."""
+    if not news.token_ids and not news.text:
+        return None
+    if news.token_ids and not row.first_token_ms:
+        row.first_token_ms = now_ms
+    first_index = len(row.token_ids)
+    row.token_ids += news.token_ids
+    row.text.append(news.text)
+    delta = TokenDelta(attempt=row.attempt, first_token_index=first_index, token_ids=news.token_ids, text=news.text)
+    return QueryEvent(schema_version=SCHEMA_VERSION, token_delta=delta)

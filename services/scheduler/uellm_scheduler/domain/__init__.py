@@ -1,0 +1,1 @@
+"""Pure types and algorithms of the scheduler."""

@@ -1,0 +1,175 @@
+"""The pending table: one row per waiting query, columns as numpy arrays.
+
+A policy reads columns, never objects, so that a decision over 10,000 queries is a few vector operations. Prompts stay
+in Redis until dispatch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uellm.v1.query_pb2 import ON_MISS_CANCEL
+from uellm.v1.stream_pb2 import ProfiledQuery
+
+NEVER = np.iinfo(np.int64).max
+"""A deadline that does not exist, in ms."""
+DEFAULT_CONFIDENCE = 0.9
+
+COLUMNS: dict[str, Any] = {
+    "arrival_ms": np.int64,
+    "deadline_ms": np.int64,
+    "first_token_deadline_ms": np.int64,
+    "not_before_ms": np.int64,
+    "confidence": np.float32,
+    "prompt_tokens": np.int32,
+    "p50_tokens": np.float32,
+    "p90_tokens": np.float32,
+    "p99_tokens": np.float32,
+    "limit_tokens": np.int32,
+    "delivered_tokens": np.int32,
+    "kv_bytes_p90": np.int64,
+    "kv_bytes_limit": np.int64,
+    "priority": np.int16,
+    "tenant": np.int32,
+    "attempts": np.int16,
+    "cancel_on_miss": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What earlier attempts delivered of an answer."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    first_token_ms: int = 0
+    """When the first token was delivered; 0: never."""
+
+
+NOTHING = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class PendingQuery:
+    """One waiting query, as it enters and leaves the table."""
+
+    name: str
+    entry_id: str
+    query: ProfiledQuery
+    attempts: int = 0
+    progress: Progress = NOTHING
+    not_before_ms: int = 0
+    """Not to be dispatched before, by the queue's clock."""
+
+    @property
+    def arrival_ms(self) -> int:
+        """When it was accepted, by the queue's clock."""
+        return int(self.entry_id.split("-", 1)[0])
+
+
+class PendingTable:
+    """Rows are addressed by name or by slot; a slot is stable while its query waits."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        self._columns = {name: np.zeros(capacity, dtype) for name, dtype in COLUMNS.items()}
+        self._alive = np.zeros(capacity, np.bool_)
+        self._queries: list[PendingQuery | None] = [None] * capacity
+        self._free = list(range(capacity - 1, -1, -1))
+        self._slots: dict[str, int] = {}
+        self._tenants: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._slots
+
+    def add(self, pending: PendingQuery) -> None:
+        """Add a query. Raises KeyError if it waits already."""
+        if pending.name in self._slots:
+            raise KeyError(pending.name)
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._slots[pending.name] = slot
+        self._queries[slot] = pending
+        for column, value in self._values(pending).items():
+            self._columns[column][slot] = value
+        self._alive[slot] = True
+
+    def remove(self, name: str) -> PendingQuery | None:
+        """Take a query out; None if it does not wait."""
+        slot = self._slots.pop(name, None)
+        if slot is None:
+            return None
+        pending, self._queries[slot] = self._queries[slot], None
+        self._alive[slot] = False
+        self._free.append(slot)
+        return pending
+
+    def get(self, name: str) -> PendingQuery | None:
+        """The query of that name; None if it does not wait."""
+        slot = self._slots.get(name)
+        return None if slot is None else self._queries[slot]
+
+    def at(self, slot: int) -> PendingQuery:
+        """The query in a slot. Raises KeyError if there is none."""
+        pending = self._queries[slot]
+        if pending is None:
+            raise KeyError(slot)
+        return pending
+
+    def slots(self) -> NDArray[np.intp]:
+        """Slots in use, in order of arrival (ties by slot)."""
+        alive = np.flatnonzero(self._alive)
+        return alive[np.argsort(self._columns["arrival_ms"][alive], kind="stable")]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole column, indexed by slot. Not to be written to."""
+        return self._columns[name]
+
+    def oldest_ms(self) -> int:
+        """Arrival of the query that has waited longest. Raises ValueError if none waits."""
+        return int(self._columns["arrival_ms"][self._alive].min())
+
+    def names(self) -> list[str]:
+        """Names of all waiting queries, in no order."""
+        return list(self._slots)
+
+    def _values(self, pending: PendingQuery) -> dict[str, Any]:
+        query, length = pending.query, pending.query.profile.output_length
+        arrival = pending.arrival_ms
+        slo = query.slo
+        return {
+            "arrival_ms": arrival,
+            "deadline_ms": arrival + slo.completion.ToMilliseconds() if slo.HasField("completion") else NEVER,
+            "first_token_deadline_ms": (
+                arrival + slo.first_token.ToMilliseconds() if slo.HasField("first_token") else NEVER
+            ),
+            "not_before_ms": pending.not_before_ms,
+            "confidence": slo.confidence or DEFAULT_CONFIDENCE,
+            "prompt_tokens": query.profile.prompt_tokens,
+            "p50_tokens": length.p50_tokens,
+            "p90_tokens": length.p90_tokens,
+            "p99_tokens": length.p99_tokens,
+            "limit_tokens": length.limit_tokens,
+            "delivered_tokens": len(pending.progress.token_ids),
+            "kv_bytes_p90": query.profile.kv_cache_bytes_p90,
+            "kv_bytes_limit": query.profile.kv_cache_bytes_limit,
+            "priority": query.priority,
+            "tenant": self._tenants.setdefault(pending.name.split("/")[1], len(self._tenants)),
+            "attempts": pending.attempts,
+            "cancel_on_miss": slo.on_miss == ON_MISS_CANCEL,
+        }
+
+    def _grow(self) -> None:
+        size = len(self._alive)
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.zeros(size, column.dtype)])
+        self._alive = np.concatenate([self._alive, np.zeros(size, np.bool_)])
+        self._queries += [None] * size
+        self._free = list(range(2 * size - 1, size - 1, -1))

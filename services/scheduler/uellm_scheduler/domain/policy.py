@@ -1,0 +1,140 @@
+"""What a batching policy is: a pure function of what waits, what runs and the time.
+
+The same signature serves the live scheduler, replay and simulation. A policy keeps no state and does no I/O; its only
+randomness is the generator it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uellm.v1.query_pb2 import Refusal
+from uellm.v1.stream_pb2 import EngineKind, StepTimePrior
+
+from .pending import PendingTable
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRow:
+    """A row that is on an engine."""
+
+    prompt_tokens: int
+    delivered_tokens: int
+    p90_tokens: float
+    limit_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineView:
+    """One deployment of the model, as a policy sees it."""
+
+    deployment: str
+    """Resource name."""
+    kind: EngineKind
+    free_batches: int
+    """How many batches it takes now."""
+    max_batch_rows: int
+    context_tokens: int
+    """Prompt and answer together."""
+    kv_budget_bytes: int
+    kv_bytes_per_token: int
+    step_time: StepTimePrior
+    traffic_share: float
+    running: tuple[tuple[RunningRow, ...], ...] = ()
+    """Rows of each batch that runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """All that a policy may know.
+
+    Attributes:
+        table: the pending table; only rows in `slots` are to be used.
+        slots: slots that may be dispatched now, in order of arrival, shape [n].
+        engines: the deployments that take queries.
+    """
+
+    table: PendingTable
+    slots: NDArray[np.intp]
+    engines: tuple[EngineView, ...]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of the eligible rows, in order of arrival, shape [n]."""
+        column: NDArray[Any] = self.table.column(name)[self.slots]
+        return column
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """A batch to dispatch now."""
+
+    deployment: str
+    slots: tuple[int, ...]
+    """Its queries, in row order."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalPlan:
+    """A query to reject now."""
+
+    slot: int
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now. An empty decision is: wait for the next event."""
+
+    batches: tuple[BatchPlan, ...] = ()
+    refusals: tuple[RefusalPlan, ...] = ()
+    wake_ms: int | None = None
+    """Ask again at this time at the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """How a policy is named to people."""
+
+    name: str
+    description: str
+    version: int = 1
+
+
+class Policy(Protocol):
+    """A batching policy."""
+
+    info: ClassVar[PolicyInfo]
+
+    def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:
+        """Decide what to dispatch and what to reject now. `now_ms` is the queue's clock."""
+
+
+@dataclass(slots=True)
+class BatchBudget:
+    """Room in one batch of a static engine.
+
+    Such an engine pads every row to the longest prompt and keeps its cache until the row ends:
+    `rows * (longest prompt + longest limit)` tokens must fit its KV budget.
+    """
+
+    engine: EngineView
+    rows: int = 0
+    longest_prompt: int = 0
+    longest_answer: int = 0
+    slots: list[int] = field(default_factory=list)
+
+    def take(self, slot: int, prompt_tokens: int, limit_tokens: int) -> bool:
+        """Put a query in, if there is room."""
+        prompt = max(self.longest_prompt, prompt_tokens)
+        answer = max(self.longest_answer, limit_tokens)
+        bytes_needed = (self.rows + 1) * (prompt + answer) * self.engine.kv_bytes_per_token
+        # A row that does not fit alone runs alone: it was admitted, and the engine has the last word on memory.
+        if self.rows and (self.rows >= self.engine.max_batch_rows or bytes_needed > self.engine.kv_budget_bytes):
+            return False
+        self.rows, self.longest_prompt, self.longest_answer = self.rows + 1, prompt, answer
+        self.slots.append(slot)
+        return True

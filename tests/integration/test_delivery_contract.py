@@ -1,0 +1,155 @@
+"""The Lua scripts against their model: the same random operations, the same answers. On Redis 6.2, and on 7 if there."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.world import MODEL, submission
+from uellm.local.process import ManagedProcess, free_port
+from uellm.messaging.connection import RedisClient, connect
+from uellm.messaging.inbox import Inbox
+from uellm.messaging.keys import ModelKeys, query_keys
+from uellm.messaging.lease import LeaseKeeper
+from uellm.messaging.memory import MemoryQueue
+from uellm.messaging.queries import DispatchRow, EventRow, FencedError, FinishRow, QueryStore
+from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
+from uellm.v1.stream_pb2 import Batched, QueryEvent, TokenDelta
+
+KEYS = ModelKeys(MODEL)
+
+
+@pytest.fixture
+async def redis_7(tmp_path: Path) -> AsyncIterator[RedisClient]:
+    binary = shutil.which("redis-server")
+    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout if binary else ""
+    if "v=7" not in version:
+        pytest.skip("no redis-server 7 on this machine")
+    port = free_port()
+    argv = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+    server = ManagedProcess("Redis 7", argv, log=tmp_path / "log", ready=lambda: b"Ready" in (tmp_path / "log").read_bytes())
+    server.start()
+    try:
+        server.wait_ready(20)
+        client = connect(f"redis://127.0.0.1:{port}/0")
+        yield client
+        await client.aclose()
+    finally:
+        server.stop()
+
+
+class Both:
+    """The same operation on Redis and on the model; fails where the answers differ."""
+
+    def __init__(self, redis: RedisClient, seed: int) -> None:
+        self.redis = redis
+        self.store = QueryStore(redis)
+        self.model = MemoryQueue()
+        self.choice = random.Random(seed)
+        self.ids: dict[str, tuple[str, str]] = {}
+        """Query -> its entry's id in Redis and in the model."""
+        self.epochs = [(-1, -1)]
+
+    async def acquire(self) -> None:
+        await self.redis.delete(KEYS.owner)
+        lease = await LeaseKeeper(self.redis, f"r{len(self.epochs)}").acquire(MODEL)
+        assert lease is not None
+        assert lease.epoch > self.epochs[-1][0]
+        self.epochs.append((lease.epoch, self.model.acquire()))
+
+    async def submit(self) -> None:
+        made = submission(f"q{self.choice.randrange(6)}")
+        if self.choice.random() < 0.2:
+            made = type(made)(made.name, "another body", made.record, made.entry)
+        real, expected = await self.store.submit(made, 4), self.model.submit(made, 4)
+        assert type(real) is type(expected)
+        if hasattr(real, "created"):
+            assert (real.created, real.depth) == (expected.created, expected.depth)
+            assert real.profile == expected.profile
+            self.ids.setdefault(made.name, (real.entry_id, expected.entry_id))
+
+    async def dispatch(self) -> None:
+        rows = [
+            DispatchRow(name, self.choice.randrange(3), QueryEvent(batched=Batched(batch_id="b", attempt=1)))
+            for name in self._some()
+        ]
+        await self._same(
+            lambda epoch: self.store.dispatch(MODEL, epoch, rows), lambda epoch: self.model.dispatch(epoch, rows)
+        )
+
+    async def append(self) -> None:
+        event = QueryEvent(token_delta=TokenDelta(attempt=1, text=str(self.choice.random())))
+        rows = [EventRow(name, self.choice.randrange(3), event) for name in self._some()]
+
+        async def real(epoch: int) -> list[bool]:
+            return [bool(event_id) for event_id in await self.store.append(MODEL, epoch, rows)]
+
+        await self._same(real, lambda epoch: self.model.append(epoch, rows))
+
+    async def finish(self) -> None:
+        outcome = Outcome(state=QUERY_STATE_COMPLETED, text="done")
+        last = QueryEvent(token_delta=TokenDelta(text="end")) if self.choice.random() < 0.5 else None
+        chosen = [(name, self.choice.randrange(3)) for name in self._some()]
+        real = [FinishRow(name, self.ids.get(name, ("0-1", ""))[0], attempts, outcome, last) for name, attempts in chosen]
+        model = [FinishRow(name, self.ids.get(name, ("", "0-1"))[1], attempts, outcome, last) for name, attempts in chosen]
+        await self._same(
+            lambda epoch: self.store.finish(MODEL, epoch, real), lambda epoch: self.model.finish(epoch, model)
+        )
+
+    async def cancel(self) -> None:
+        for name in self._some():
+            assert await self.store.cancel(name) == self.model.cancel(name)
+
+    async def compare(self) -> None:
+        assert int(await self.redis.get(KEYS.depth) or 0) == self.model.depth
+        assert await self.redis.xlen(KEYS.queue) == len(self.model.entries)
+        for name, record in self.model.records.items():
+            stored = await self.store.read(name)
+            assert stored is not None
+            assert (stored.state, stored.attempts, stored.outcome, stored.cancel_requested) == (
+                record.state,
+                record.attempts,
+                record.outcome,
+                record.cancel,
+            )
+            assert await self.redis.xlen(query_keys(name).events) == len(record.events)
+
+    def _some(self) -> list[str]:
+        names = [submission(f"q{number}").name for number in range(7)]
+        return self.choice.sample(names, self.choice.randint(1, 3))
+
+    async def _same(self, real, model) -> None:
+        real_epoch, model_epoch = self.choice.choice(self.epochs[-2:])
+        try:
+            expected = model(model_epoch)
+        except FencedError:
+            with pytest.raises(FencedError):
+                await real(real_epoch)
+            return
+        assert await real(real_epoch) == expected
+
+
+async def compare_with_model(redis: RedisClient) -> None:
+    for seed in range(30):
+        await redis.flushall()
+        both = Both(redis, seed)
+        await Inbox(redis, MODEL, "someone").take_over()
+        await both.acquire()
+        for name in both.choice.choices(
+            ["submit", "dispatch", "append", "finish", "cancel", "acquire"], [5, 5, 4, 4, 1, 1], k=60
+        ):
+            await getattr(both, name)()
+        await both.compare()
+
+
+async def test_scripts_behave_as_their_model(redis: RedisClient):
+    await compare_with_model(redis)
+
+
+async def test_scripts_behave_as_their_model_on_redis_7(redis_7: RedisClient):
+    await compare_with_model(redis_7)

@@ -1,0 +1,206 @@
+"""Leases, inbox and event streams on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.support.world import MODEL, deployment, submission
+from uellm.messaging.clock import RedisClock, entry_time_ms
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
+from uellm.messaging.events import EventHub
+from uellm.messaging.inbox import Inbox
+from uellm.messaging.keys import ModelKeys, query_keys
+from uellm.messaging.lease import LeaseKeeper
+from uellm.messaging.queries import Accepted, DispatchRow, EventRow, FinishRow, QueryStore
+from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, Batched, QueryEvent, TokenDelta
+
+KEYS = ModelKeys(MODEL)
+
+
+async def submitted(store: QueryStore, identifier: str) -> Accepted:
+    accepted = await store.submit(submission(identifier), 100)
+    assert isinstance(accepted, Accepted)
+    return accepted
+
+
+def delta(text: str) -> QueryEvent:
+    return QueryEvent(token_delta=TokenDelta(attempt=1, text=text))
+
+
+async def test_a_lease_has_one_holder_and_a_growing_epoch(redis: RedisClient):
+    one, two = LeaseKeeper(redis, "one"), LeaseKeeper(redis, "two")
+    first = await one.acquire(MODEL)
+    assert first is not None
+    assert await two.acquire(MODEL) is None
+    assert await one.renew(first)
+    await one.release(first)
+    second = await two.acquire(MODEL)
+    assert second is not None
+    assert second.epoch > first.epoch
+    assert not await one.renew(first)
+    assert await two.holder(MODEL) == ("two", second.epoch)
+
+
+async def test_a_lease_that_ran_out_untaken_can_be_renewed(redis: RedisClient):
+    keeper = LeaseKeeper(redis, "one")
+    lease = await keeper.acquire(MODEL)
+    assert lease is not None
+    await redis.delete(KEYS.owner)
+    assert await keeper.renew(lease)
+    assert await keeper.holder(MODEL) == ("one", lease.epoch)
+
+
+async def test_the_epoch_grows_even_if_redis_forgot_it(redis: RedisClient):
+    keeper = LeaseKeeper(redis, "one")
+    first = await keeper.acquire(MODEL)
+    await redis.flushall()
+    second = await keeper.acquire(MODEL)
+    assert first is not None
+    assert second is not None
+    assert second.epoch >= first.epoch
+    assert not await keeper.renew(type(first)(MODEL, second.epoch - 1))
+
+
+async def test_a_new_owner_takes_over_what_the_old_one_read(redis: RedisClient):
+    store, old, new = QueryStore(redis), Inbox(redis, MODEL, "old"), Inbox(redis, MODEL, "new")
+    assert await old.take_over() == []
+    for number in range(5):
+        await submitted(store, f"q{number}")
+    assert len(await old.read(count=3)) == 3
+    taken = await new.take_over()
+    assert [entry.query.name[-2:] for entry in taken if entry.query] == ["q0", "q1", "q2"]
+    rest = await new.read()
+    assert [entry.query.name[-2:] for entry in rest if entry.query] == ["q3", "q4"]
+    consumers = await redis.xinfo_consumers(KEYS.queue, "scheduler")
+    assert [consumer["name"] for consumer in consumers] == [b"new"]
+
+
+async def test_entries_that_cannot_be_read_are_named_not_raised(redis: RedisClient):
+    inbox = Inbox(redis, MODEL, "one")
+    await inbox.take_over()
+    await redis.xadd(KEYS.queue, {"q": b"\xff\xff\xff"})
+    await redis.xadd(KEYS.queue, {"other": b""})
+    entries = await inbox.read()
+    assert [(entry.query, entry.control) for entry in entries] == [(None, None)] * 2
+    for entry in entries:
+        await inbox.acknowledge(entry.entry_id)
+    assert await redis.xlen(KEYS.queue) == 0
+
+
+async def test_a_finished_query_leaves_nothing_that_does_not_expire(redis: RedisClient):
+    store, inbox = QueryStore(redis), Inbox(redis, MODEL, "one")
+    lease = await LeaseKeeper(redis, "one").acquire(MODEL)
+    assert lease is not None
+    accepted = await submitted(store, "q")
+    await inbox.take_over()
+    await inbox.read()
+    name = submission("q").name
+    [answer] = await store.dispatch(MODEL, lease.epoch, [DispatchRow(name, 0, QueryEvent(batched=Batched()))])
+    assert answer.record is not None
+    assert answer.record.query.prompt == "p"
+    outcome = Outcome(state=QUERY_STATE_COMPLETED)
+    assert await store.finish(MODEL, lease.epoch, [FinishRow(name, accepted.entry_id, 1, outcome)]) == ["ok"]
+    assert await redis.xlen(KEYS.queue) == 0
+    assert int(await redis.get(KEYS.depth)) == 0
+    assert await redis.hget(query_keys(name).record, "payload") is None
+    for key in (query_keys(name).record, query_keys(name).events):
+        assert 0 < await redis.pttl(key) <= store.retention_ms
+
+
+async def test_watchers_see_every_event_once_and_can_resume(redis: RedisClient):
+    store = QueryStore(redis)
+    lease = await LeaseKeeper(redis, "one").acquire(MODEL)
+    assert lease is not None
+    accepted = await submitted(store, "q")
+    name = submission("q").name
+    texts = [str(number) for number in range(700)]
+
+    async def produce() -> None:
+        await store.dispatch(MODEL, lease.epoch, [DispatchRow(name, 0, QueryEvent(batched=Batched()))])
+        for text in texts:
+            await store.append(MODEL, lease.epoch, [EventRow(name, 1, delta(text))])
+        await store.finish(MODEL, lease.epoch, [FinishRow(name, accepted.entry_id, 1, Outcome(text="".join(texts)))])
+
+    async def follow(hub: EventHub, slow: bool) -> list[str]:
+        seen, cursor = [], ""
+        async for stored in hub.watch(name):
+            if stored.event.HasField("token_delta"):
+                seen.append(stored.event.token_delta.text)
+            if slow and len(seen) == 20:
+                cursor = stored.cursor
+                break
+        if cursor:
+            await writer
+            async for stored in hub.watch(name, cursor):
+                if stored.event.HasField("token_delta"):
+                    seen.append(stored.event.token_delta.text)
+        return seen
+
+    async with EventHub(redis).running() as hub:
+        followers = [asyncio.create_task(follow(hub, slow)) for slow in (False, False, True)]
+        writer = asyncio.create_task(produce())
+        for seen in await asyncio.wait_for(asyncio.gather(*followers), 30):
+            assert seen == texts
+
+
+async def test_a_watcher_that_does_not_read_holds_nobody_back(redis: RedisClient):
+    store = QueryStore(redis)
+    lease = await LeaseKeeper(redis, "one").acquire(MODEL)
+    assert lease is not None
+    accepted = await submitted(store, "q")
+    name = submission("q").name
+    await store.dispatch(MODEL, lease.epoch, [DispatchRow(name, 0, QueryEvent(batched=Batched()))])
+    async with EventHub(redis).running() as hub:
+        sleeper = hub.watch(name)
+        await anext(sleeper)
+        reader = hub.watch(name)
+        for number in range(600):
+            await store.append(MODEL, lease.epoch, [EventRow(name, 1, delta(str(number)))])
+        await store.finish(MODEL, lease.epoch, [FinishRow(name, accepted.entry_id, 1, Outcome())])
+        read = [stored async for stored in reader]
+        late = [stored async for stored in sleeper]
+        assert len(read) == 603
+        assert late == read[1:]
+        assert read[-1].event.HasField("outcome")
+
+
+async def test_deployments_are_followed_until_they_are_withdrawn(redis: RedisClient):
+    clock = RedisClock(redis)
+    await clock.synchronise()
+    publisher = DeploymentPublisher(redis, clock)
+    directory = DeploymentDirectory(redis, clock, interval_seconds=0.01)
+    changes: asyncio.Queue[int] = asyncio.Queue()
+    record = deployment()
+    async with directory.following():
+        directory.on_change(lambda: changes.put_nowait(len(directory.of_model(MODEL))))
+        await publisher.publish(record)
+        assert await asyncio.wait_for(changes.get(), 5) == 1
+        assert [found.name for found in directory.ready(MODEL)] == [record.name]
+        record.state = DEPLOYMENT_STATE_DRAINING
+        await publisher.publish(record)
+        await asyncio.wait_for(changes.get(), 5)
+        assert directory.ready(MODEL) == []
+        await publisher.withdraw(record.name)
+        assert await asyncio.wait_for(changes.get(), 5) == 0
+
+
+async def test_a_deployment_is_drained_when_its_queue_s_owner_says_so(redis: RedisClient):
+    clock = RedisClock(redis)
+    publisher, name = DeploymentPublisher(redis, clock), deployment().name
+    assert await publisher.drained(MODEL, name), "no owner: nobody dispatches"
+    await LeaseKeeper(redis, "one").acquire(MODEL)
+    await redis.hset(KEYS.running, name, f"{DEPLOYMENT_STATE_READY}:0")
+    assert not await publisher.drained(MODEL, name), "the owner does not know yet"
+    await redis.hset(KEYS.running, name, f"{DEPLOYMENT_STATE_DRAINING}:2")
+    assert not await publisher.drained(MODEL, name)
+    await redis.hset(KEYS.running, name, f"{DEPLOYMENT_STATE_DRAINING}:0")
+    assert await publisher.drained(MODEL, name)
+
+
+async def test_the_clock_is_that_of_the_queue(redis: RedisClient):
+    clock = RedisClock(redis)
+    await clock.synchronise()
+    accepted = await submitted(QueryStore(redis), "q")
+    assert abs(clock.now_ms() - entry_time_ms(accepted.entry_id)) < 1_000
