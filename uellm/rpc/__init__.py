@@ -1,0 +1,1 @@
+"""What the three services share of gRPC: server bootstrap, interceptors, errors and checks."""
