@@ -1,0 +1,293 @@
+"""The scheduler as a process, on real Redis and real Triton, through its gRPC interface and through faults."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.support.stack import MODEL, Bench, SchedulerProcess, make_submission, owner_is, record_of, until
+from uellm.local.redis import EmbeddedRedis
+from uellm.local.triton import EmbeddedTriton
+from uellm.messaging.connection import RedisClient
+from uellm.rpc.errors import InvalidArgumentError, NotFoundError
+from uellm.rpc.status import from_rpc_error
+from uellm.v1 import scheduler_pb2 as pb
+from uellm.v1.query_pb2 import (
+    FINISH_REASON_LENGTH,
+    QUERY_STATE_CANCELLED,
+    QUERY_STATE_COMPLETED,
+    QUERY_STATE_FAILED,
+    QUERY_STATE_RUNNING,
+)
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING
+
+
+@pytest.fixture
+async def bench(redis: RedisClient, tiny_triton: EmbeddedTriton) -> Bench:
+    made = Bench(redis, record_of(tiny_triton.address))
+    await made.publish()
+    return made
+
+
+@pytest.fixture
+def replicas(redis_server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[SchedulerProcess]]:
+    made = [SchedulerProcess(redis_server.url, name, tmp_path / f"{name}.log") for name in ("one", "two")]
+    yield made
+    for replica in made:
+        if replica.process is not None and replica.process.poll() is None:
+            replica.signal(signal.SIGCONT)
+            replica.signal(signal.SIGKILL)
+            replica.process.wait(10)
+
+
+@pytest.fixture
+async def scheduler(replicas: list[SchedulerProcess], bench: Bench) -> AsyncIterator[pb.WatchRequest]:
+    replicas[0].start()
+    async with replicas[0].stub() as stub:
+        await until(lambda: owner_is(stub, "one"))
+        yield stub
+
+
+async def watch(stub, name: str, cursor: str = "") -> list[pb.WatchResponse]:
+    call = stub.Watch(pb.WatchRequest(targets=[pb.WatchTarget(name=name, cursor=cursor)]), timeout=60)
+    return [response async for response in call]
+
+
+async def test_a_query_goes_all_the_way(scheduler, bench: Bench):
+    made = make_submission("hello", tokens=12)
+    await bench.submit(made)
+    responses = await watch(scheduler, made.name)
+    kinds = [response.event.WhichOneof("event") for response in responses]
+    assert kinds[:2] == ["admitted", "batched"]
+    assert set(kinds[2:-1]) == {"token_delta"}
+    outcome = responses[-1].event.outcome
+    assert outcome.state == QUERY_STATE_COMPLETED
+    assert outcome.finish_reason == FINISH_REASON_LENGTH
+    assert outcome.output_tokens == 12
+    [stored] = await bench.check([made.name])
+    assert stored == outcome
+    middle = len(responses) // 2
+    assert await watch(scheduler, made.name, responses[middle].cursor) == responses[middle + 1 :]
+    status = (await scheduler.GetQuery(pb.GetQueryRequest(name=made.name))).status
+    assert (status.state, status.dispatch_count) == (QUERY_STATE_COMPLETED, 1)
+    [observation] = await bench.redis.xrange(f"uellm:{{{MODEL}}}:observations")
+    assert observation is not None
+
+
+async def test_batches_form_while_earlier_ones_run(scheduler, bench: Bench):
+    first = make_submission("first", tokens=200)
+    others = [make_submission(f"other-{number}", tokens=20) for number in range(8)]
+    await bench.submit(first)
+    await until(lambda: _running(scheduler, first.name))
+    await bench.submit(*others)
+    names = [made.name for made in (first, *others)]
+    await until(lambda: bench.all_finished(names))
+    outcomes = await bench.check(names)
+    assert outcomes[0].batch_rows == 1
+    assert [outcome.batch_rows for outcome in outcomes[1:]] == [4] * 8
+    assert len({outcome.batch_id for outcome in outcomes}) == 3
+
+
+async def test_watching_several_queries_ends_with_the_last_outcome(scheduler, bench: Bench):
+    made = [make_submission(f"q{number}", tokens=5 + 9 * number) for number in range(6)]
+    await bench.submit(*made)
+    call = scheduler.Watch(pb.WatchRequest(targets=[pb.WatchTarget(name=one.name) for one in made]), timeout=60)
+    ended = [response.name async for response in call if response.event.HasField("outcome")]
+    assert sorted(ended) == sorted(one.name for one in made)
+
+
+async def test_cancelling_one_of_eight_leaves_the_other_seven_token_identical(scheduler, bench: Bench):
+    bench.record.limits.max_batch_rows = 8
+    await bench.publish()
+
+    async def run(prefix: str, cancel: bool) -> dict[str, str]:
+        blocker = make_submission(f"{prefix}-blocker", tokens=60)
+        made = [make_submission(f"{prefix}-{n}", tokens=150, prompt=[65 + n, 70, 80]) for n in range(8)]
+        await bench.submit(blocker)
+        await until(lambda: _running(scheduler, blocker.name))
+        await bench.submit(*made)
+        names = [one.name for one in made]
+        if cancel:
+            await until(lambda: _has_delta(bench, names[3]))
+            response = await scheduler.CancelQuery(pb.CancelQueryRequest(name=names[3]))
+            assert response.state == QUERY_STATE_RUNNING
+        await until(lambda: bench.all_finished([*names, blocker.name]))
+        outcomes = await bench.check(names)
+        assert {outcome.batch_rows for outcome in outcomes} == {8}
+        expected = [QUERY_STATE_CANCELLED if cancel and n == 3 else QUERY_STATE_COMPLETED for n in range(8)]
+        assert [outcome.state for outcome in outcomes] == expected
+        return {name[-1]: outcome.text for name, outcome in zip(names, outcomes, strict=True)}
+
+    undisturbed, disturbed = await run("a", cancel=False), await run("b", cancel=True)
+    cut = disturbed.pop("3")
+    assert len(cut) < len(undisturbed["3"])
+    assert undisturbed.pop("3").startswith(cut)
+    assert disturbed == undisturbed
+
+
+async def test_a_waiting_query_is_cancelled_without_ever_running(scheduler, bench: Bench):
+    running, waiting = make_submission("running", tokens=300), make_submission("waiting", tokens=5)
+    bench.record.limits.max_batch_rows = 1
+    await bench.publish()
+    await bench.submit(running)
+    await until(lambda: _running(scheduler, running.name))
+    await bench.submit(waiting)
+    await scheduler.CancelQuery(pb.CancelQueryRequest(name=waiting.name))
+    assert (await watch(scheduler, waiting.name))[-1].event.outcome.state == QUERY_STATE_CANCELLED
+    queue = await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))
+    assert [list(batch.names) for batch in queue.batches] == [[running.name]]
+    assert (queue.owner, queue.policy) == ("one", "fifo")
+    await until(lambda: bench.all_finished([running.name]))
+    assert [outcome.dispatch_count for outcome in await bench.check([running.name, waiting.name])] == [1, 0]
+
+
+async def test_a_bad_row_fails_alone(scheduler, bench: Bench):
+    good = [make_submission(f"good-{number}", tokens=10) for number in range(2)]
+    bad = make_submission("bad", tokens=10, prompt=[1, 100_000])
+    blocker = make_submission("blocker", tokens=80)
+    await bench.submit(blocker)
+    await until(lambda: _running(scheduler, blocker.name))
+    await bench.submit(good[0], bad, good[1])
+    names = [good[0].name, bad.name, good[1].name]
+    await until(lambda: bench.all_finished([*names, blocker.name]))
+    outcomes = await bench.check(names)
+    assert [o.state for o in outcomes] == [QUERY_STATE_COMPLETED, QUERY_STATE_FAILED, QUERY_STATE_COMPLETED]
+    assert outcomes[1].failure.reason == "ENGINE_ERROR"
+    assert "100000" in outcomes[1].failure.message
+    assert {outcome.batch_id for outcome in outcomes} == {outcomes[0].batch_id}
+
+
+async def test_sigkill_in_the_middle_and_a_restart_lose_nothing(replicas, bench: Bench):
+    made = [make_submission(f"q{number}", tokens=120) for number in range(24)]
+    undisturbed = await _texts(replicas[1], bench, [make_submission(f"u{n}", tokens=120, prompt=_ids(n)) for n in (0, 5)])
+    names = [one.name for one in made]
+    replicas[0].start()
+    async with replicas[0].stub() as stub:
+        await until(lambda: owner_is(stub, "one"))
+        await bench.submit(*made)
+        await until(lambda: _has_delta(bench, names[5]))
+    replicas[0].signal(signal.SIGKILL)
+    replicas[0].process.wait(10)
+    replicas[0].start()
+    await until(lambda: bench.all_finished(names))
+    outcomes = await bench.check(names)
+    assert {outcome.state for outcome in outcomes} == {QUERY_STATE_COMPLETED}
+    assert {outcome.output_tokens for outcome in outcomes} == {120}
+    assert any(outcome.dispatch_count > 1 for outcome in outcomes), "nothing was running when it was killed"
+    assert [outcomes[0].text, outcomes[5].text] == undisturbed
+    assert replicas[0].end() == 0
+
+
+async def test_a_replica_that_was_paused_past_its_lease_does_no_harm(replicas, bench: Bench):
+    made = [make_submission(f"q{number}", tokens=150) for number in range(16)]
+    names = [one.name for one in made]
+    replicas[0].start()
+    async with replicas[0].stub() as stub:
+        await until(lambda: owner_is(stub, "one"))
+        await bench.submit(*made)
+        await until(lambda: _has_delta(bench, names[5]))
+    replicas[0].signal(signal.SIGSTOP)
+    replicas[1].start()
+    async with replicas[1].stub() as stub:
+        await until(lambda: owner_is(stub, "two"))
+        await until(lambda: _some_finished(bench, names))
+        replicas[0].signal(signal.SIGCONT)
+        await until(lambda: bench.all_finished(names))
+    outcomes = await bench.check(names)
+    assert {outcome.state for outcome in outcomes} == {QUERY_STATE_COMPLETED}
+    assert {outcome.output_tokens for outcome in outcomes} == {150}
+    assert any(outcome.dispatch_count > 1 for outcome in outcomes)
+    assert replicas[0].end() == 0
+    assert replicas[1].end() == 0
+    assert "lost a queue" in replicas[0].log.read_text() or "fenced" in replicas[0].log.read_text()
+
+
+async def test_a_draining_deployment_gets_nothing_new(scheduler, bench: Bench):
+    bench.record.state = DEPLOYMENT_STATE_DRAINING
+    await bench.publish()
+    acknowledged = f"{DEPLOYMENT_STATE_DRAINING}:0".encode()
+
+    async def owner_knows() -> bool:
+        return bool(await bench.redis.hget(f"uellm:{{{MODEL}}}:running", bench.record.name) == acknowledged)
+
+    await until(owner_knows)
+    made = make_submission("late", tokens=3)
+    await bench.submit(made)
+
+    async def is_queued() -> bool:
+        return bool((await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))).queued == 1)
+
+    await until(is_queued)
+    await bench.redis.hdel("uellm:deployments", bench.record.name)
+    bench.record.name, bench.record.state = "deployments/new", 2
+    await bench.publish()
+    assert (await watch(scheduler, made.name))[-1].event.outcome.deployment == "deployments/new"
+
+
+async def test_wrong_requests_are_answered_precisely(scheduler):
+    name = f"tenants/t/models/{MODEL}/queries/none"
+    cases = [
+        (scheduler.GetQuery(pb.GetQueryRequest(name="nonsense")), InvalidArgumentError, "name"),
+        (scheduler.CancelQuery(pb.CancelQueryRequest(name="")), InvalidArgumentError, "name"),
+        (scheduler.GetQueue(pb.GetQueueRequest(model="../etc")), InvalidArgumentError, "model"),
+        (scheduler.GetQuery(pb.GetQueryRequest(name=name)), NotFoundError, ""),
+        (scheduler.CancelQuery(pb.CancelQueryRequest(name=name)), NotFoundError, ""),
+        (scheduler.GetQueue(pb.GetQueueRequest(model="never")), NotFoundError, ""),
+    ]
+    for call, kind, field in cases:
+        with pytest.raises(grpc.RpcError) as raised:
+            await call
+        error = from_rpc_error(raised.value)
+        assert isinstance(error, kind)
+        if isinstance(error, InvalidArgumentError):
+            assert [violation.field for violation in error.violations] == [field] * len(error.violations)
+    watches = [
+        (pb.WatchRequest(), "targets"),
+        (pb.WatchRequest(targets=[pb.WatchTarget(name="x")]), "targets[0].name"),
+        (pb.WatchRequest(targets=[pb.WatchTarget(name=name, cursor="x")]), "targets[0].cursor"),
+    ]
+    for request, field in watches:
+        with pytest.raises(grpc.RpcError) as raised:
+            await anext(aiter(scheduler.Watch(request)))
+        error = from_rpc_error(raised.value)
+        assert isinstance(error, InvalidArgumentError)
+        assert error.violations[0].field == field
+    with pytest.raises(grpc.RpcError) as raised:
+        await anext(aiter(scheduler.Watch(pb.WatchRequest(targets=[pb.WatchTarget(name=name)]))))
+    assert isinstance(from_rpc_error(raised.value), NotFoundError)
+    for method in ("ListQueries", "ExplainQuery", "ListDeadLetters", "ReplayDeadLetter", "SetPolicy"):
+        with pytest.raises(grpc.RpcError) as raised:
+            await getattr(scheduler, method)(getattr(pb, f"{method}Request")())
+        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+        assert "not implemented in this version" in raised.value.details()
+
+
+def _ids(number: int) -> list[int]:
+    return [ord(letter) for letter in f"q{number}"]
+
+
+async def _texts(replica: SchedulerProcess, bench: Bench, made) -> list[str]:
+    replica.start()
+    await bench.submit(*made)
+    names = [one.name for one in made]
+    await until(lambda: bench.all_finished(names))
+    assert replica.end() == 0
+    return [outcome.text for outcome in await bench.check(names)]
+
+
+async def _running(stub, name: str) -> bool:
+    return (await stub.GetQuery(pb.GetQueryRequest(name=name))).status.state == QUERY_STATE_RUNNING
+
+
+async def _has_delta(bench: Bench, name: str) -> bool:
+    return any(event.HasField("token_delta") for event in await bench.events(name))
+
+
+async def _some_finished(bench: Bench, names: list[str]) -> bool:
+    outcomes = await asyncio.gather(*(bench.outcome(name) for name in names))
+    return any(outcome is not None for outcome in outcomes)

@@ -1,0 +1,260 @@
+"""The deployer's use cases around a real repository and journal, with fakes for Triton, Redis and the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from uellm_deployer.adapters.journal import FileJournal
+from uellm_deployer.adapters.repository import ModelRepository
+from uellm_deployer.adapters.triton_config import HfRenderer
+from uellm_deployer.app.book import Book, compacted
+from uellm_deployer.app.creation import CreateDeployment, Creation
+from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.operations import Operations, Request
+from uellm_deployer.app.planning import Planning
+from uellm_deployer.app.ports import EngineReport, RepositoryEntry
+from uellm_deployer.app.removal import DeleteDeployment, Removal
+from uellm_deployer.domain.deployment import Deployment, Operation, State
+from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.plan import DeploymentSpec
+from uellm_deployer.domain.topology import Device, DeviceKind, Topology
+
+from uellm.rpc.errors import FailedPreconditionError
+
+GIB = 1 << 30
+
+SHAPE = ModelShape(
+    architecture="LlamaForCausalLM",
+    layers=30,
+    hidden_size=576,
+    intermediate_size=1536,
+    attention_heads=9,
+    kv_heads=3,
+    head_size=64,
+    vocabulary_size=49152,
+    context_limit_tokens=8192,
+    parameter_count=134_515_008,
+    fingerprint="f" * 64,
+)
+"""SmolLM2-135M."""
+
+CPU = Device("cpu0", DeviceKind.CPU, "a processor", 32 * GIB, 24 * GIB, 20e9, 100e9, 0)
+
+
+def gpu(device_id: str, free_gib: float = 80, bandwidth: float = 3e12) -> Device:
+    return Device(device_id, DeviceKind.GPU, "a GPU", 80 * GIB, int(free_gib * GIB), bandwidth, 900e12, 0, "0:1:0.0")
+
+
+def machine(*devices: Device) -> Topology:
+    return Topology(devices or (CPU,), (), "test")
+
+
+def a_spec(**changes: Any) -> DeploymentSpec:
+    return replace(DeploymentSpec(model="smol", weights_path="/models/smol", context_tokens=2048), **changes)
+
+
+class VirtualClock:
+    """Time passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+
+    def now(self) -> float:
+        return 1_700_000_000.0 + self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
+
+
+class Faults:
+    """Makes named steps fail, once or always."""
+
+    def __init__(self) -> None:
+        self.armed: dict[str, tuple[BaseException, bool]] = {}
+
+    def arm(self, step: str, error: BaseException, *, always: bool = False) -> None:
+        self.armed[step] = (error, always)
+
+    def strike(self, step: str) -> None:
+        if step in self.armed:
+            error, always = self.armed[step]
+            if not always:
+                del self.armed[step]
+            raise error
+
+
+class FakeTriton:
+    """Loads whatever lies in the repository."""
+
+    def __init__(self, repository: ModelRepository, faults: Faults) -> None:
+        self._repository = repository
+        self._faults = faults
+        self.loaded: set[str] = set()
+        self.busy = 0
+        self.report = EngineReport(SHAPE.facts(4).weight_bytes, SHAPE.facts(4).kv_bytes_per_token, 0.09)
+
+    async def ready_models(self) -> frozenset[str]:
+        self._faults.strike("index")
+        return frozenset(self.loaded)
+
+    async def load(self, name: str) -> None:
+        self._faults.strike("load")
+        if not self._repository.contains(name):
+            raise FailedPreconditionError(name, f"{name} is not in the repository")
+        self.loaded.add(name)
+        self._faults.strike("load late")
+
+    async def unload(self, name: str) -> None:
+        self._faults.strike("unload")
+        self.loaded.discard(name)
+
+    async def verify(self, name: str, plan_hash: str) -> EngineReport:
+        self._faults.strike("verify")
+        assert name in self.loaded
+        assert name.endswith(plan_hash)
+        return self.report
+
+    async def batches_running(self, name: str) -> int:
+        return self.busy if name in self.loaded else 0
+
+
+@dataclass
+class FakePublisher:
+    """What is published now, and every state that ever was."""
+
+    faults: Faults
+    records: dict[str, Deployment] = field(default_factory=dict)
+    history: list[tuple[str, State]] = field(default_factory=list)
+    is_drained: Callable[[], bool] = lambda: True
+
+    async def publish(self, deployment: Deployment) -> None:
+        self.faults.strike("publish")
+        self.records[deployment.name] = deployment
+        self.history.append((deployment.name, deployment.state))
+        self.faults.strike("publish late")
+
+    async def withdraw(self, name: str) -> None:
+        self.faults.strike("withdraw")
+        self.records.pop(name, None)
+
+    async def drained(self, deployment: Deployment) -> bool:
+        return self.is_drained()
+
+
+class FaultyRepository(ModelRepository):
+    """The real one, with faults."""
+
+    faults: Faults
+
+    async def stage(self, entry: RepositoryEntry) -> None:
+        self.faults.strike("stage")
+        await super().stage(entry)
+        self.faults.strike("stage late")
+
+    async def install(self, name: str) -> None:
+        self.faults.strike("install")
+        await super().install(name)
+        self.faults.strike("install late")
+
+    async def remove(self, name: str) -> None:
+        self.faults.strike("remove")
+        await super().remove(name)
+
+
+class FakeLibrary:
+    """Every folder holds the same model."""
+
+    def __init__(self) -> None:
+        self.found = SHAPE
+
+    async def shape(self, weights_path: str) -> ModelShape:
+        return replace(self.found, fingerprint=weights_path)
+
+
+class FakeMachine:
+    """A machine that can be changed."""
+
+    def __init__(self) -> None:
+        self.topology = machine()
+
+    async def read(self) -> Topology:
+        return self.topology
+
+
+class DeployerWorld:
+    """The deployer's use cases; `restarted` is the same disk, Triton and Redis with a new process."""
+
+    def __init__(self, root: Path, before: DeployerWorld | None = None) -> None:
+        self.root = root
+        self.faults = Faults()
+        self.clock = VirtualClock()
+        self.repository = FaultyRepository(root)
+        self.repository.faults = self.faults
+        self.triton = before.triton if before else FakeTriton(self.repository, self.faults)
+        self.publisher = before.publisher if before else FakePublisher(self.faults)
+        self.triton._faults = self.publisher.faults = self.faults
+        self.machine, self.library = FakeMachine(), FakeLibrary()
+        self.book = Book(FileJournal(root / "journal", compacted))
+        ids = itertools.count(len(self.book.operations) + 1)
+        self.operations = Operations(self.book, self.clock, lambda: str(next(ids)))
+        self.planning = Planning(self.book, self.machine, self.library, OneDevicePlanner())
+        outside = (self.repository, self.triton, self.publisher)
+        self.removal = Removal(self.book, *outside, self.clock)
+        self.renderer = HfRenderer(root)
+        self.creation = CreateDeployment(
+            self.book, self.operations, self.planning, self.removal, self.renderer, *outside, self.clock
+        )
+        self.deletion = DeleteDeployment(self.book, self.operations, self.removal)
+        self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside)
+
+    async def create(self, deployment_id: str = "one", request: Request | None = None, **spec: Any) -> Operation:
+        """Create a deployment and wait for the end of the operation."""
+        return await self.finish(
+            self.creation.create(Creation(deployment_id, a_spec(**spec)), request or Request("", ""))
+        )
+
+    async def delete(self, name: str, drain_timeout: float | None = None) -> Operation:
+        """Delete a deployment and wait for the end of the operation."""
+        return await self.finish(self.deletion.delete(name, "", Request("", ""), drain_timeout))
+
+    async def finish(self, beginning: Awaitable[Operation]) -> Operation:
+        """Wait for the end of an operation."""
+        operation = await beginning
+        await asyncio.gather(*self.operations._tasks)
+        return self.book.operation(operation.name)
+
+    def restarted(self) -> DeployerWorld:
+        """Kill this process and start another."""
+        self.repository.close()
+        return DeployerWorld(self.root, self)
+
+    def files(self) -> set[str]:
+        """Everything in `models/` and `staging/`."""
+        return {
+            path.relative_to(self.root).as_posix()
+            for folder in ("models", "staging")
+            for path in (self.root / folder).rglob("*")
+        }
+
+
+def safetensors_bytes(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:
+    """A safetensors file of zeros: name -> dtype, shape, bytes."""
+    import json
+
+    entries, offset = {}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(offset)

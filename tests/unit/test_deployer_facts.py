@@ -1,0 +1,138 @@
+"""Model facts from config.json and safetensors headers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from uellm_deployer.adapters.model_folder import read_shape
+from uellm_deployer.domain.facts import TensorInfo, model_shape
+
+from tests.support.deployer import safetensors_bytes
+from uellm.cost.memory import activation_bytes, kv_bytes_per_token, kv_cache_bytes
+from uellm.rpc.errors import InvalidArgumentError
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+WEIGHTS = {
+    "model.embed_tokens.weight": ("F32", [8, 4], 128),
+    "model.layers.0.mlp.weight": ("BF16", [3, 5], 30),
+    "model.layers.0.mask": ("BOOL", [7], 7),
+}
+
+
+def write(folder: Path, config: dict[str, Any] | None = None, weights: dict[str, Any] | None = None) -> Path:
+    (folder / "config.json").write_text(json.dumps(config or LLAMA))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(weights or WEIGHTS))
+    return folder
+
+
+def refused(folder: Path | str) -> str:
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_shape(str(folder))
+    assert caught.value.violations[0].field == "spec.weights_path"
+    return caught.value.violations[0].description
+
+
+def test_a_folder_is_read(tmp_path):
+    shape = read_shape(str(write(tmp_path)))
+    assert (shape.layers, shape.kv_heads, shape.head_size, shape.vocabulary_size) == (30, 3, 64, 49152)
+    assert shape.parameter_count == 8 * 4 + 3 * 5  # booleans are no parameters
+    facts = shape.facts(4)
+    assert facts.weight_bytes == 47 * 4
+    assert facts.kv_bytes_per_token == 46_080  # as the engine measures it for SmolLM2-135M in float32
+
+
+def test_the_gpt2_family_has_other_names():
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_layer": 12,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 50257,
+    }
+    shape = model_shape(config, [TensorInfo("wte.weight", "F32", (2, 2))], "")
+    assert (shape.kv_heads, shape.head_size, shape.intermediate_size) == (12, 64, 3072)
+
+
+@pytest.mark.parametrize(("tied", "count"), [(True, 32), (False, 64)])
+def test_a_tied_head_that_is_stored_counts_once(tied, count):
+    tensors = [TensorInfo("model.embed_tokens.weight", "F32", (8, 4)), TensorInfo("lm_head.weight", "F32", (8, 4))]
+    assert model_shape(LLAMA | {"tie_word_embeddings": tied}, tensors, "").parameter_count == count
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architectures": ["T5ForConditionalGeneration"]}, "decoder-only"),
+        ({"architectures": ["BertModel"]}, "decoder-only"),
+        ({"architectures": None}, "architectures"),
+        ({"is_encoder_decoder": True}, "decoder-only"),
+        ({"kv_lora_rank": 512}, "latent attention"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": "30"}, "num_hidden_layers"),
+        ({"max_position_embeddings": None}, "max_position_embeddings"),
+        ({"num_attention_heads": 7}, "divisible"),
+    ],
+)
+def test_what_is_not_understood_is_refused(tmp_path, change, says):
+    assert says in refused(write(tmp_path, LLAMA | change))
+
+
+def test_a_folder_must_be_whole(tmp_path):
+    assert "no folder" in refused(tmp_path / "none")
+    assert "absolute" in refused("models/smol")
+    assert "config.json" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    assert "no JSON object" in refused(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert "neither" in refused(tmp_path)
+
+
+@given(st.data())
+def test_weights_cut_anywhere_are_refused(tmp_path_factory, data):
+    folder = write(tmp_path_factory.mktemp("cut"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    refused(folder)
+
+
+def test_an_index_names_the_files(tmp_path):
+    write(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert read_shape(str(tmp_path)).parameter_count == 47
+    for outside in ("model-2.safetensors", "../secret.safetensors", "/etc/passwd"):
+        index.write_text(json.dumps({"weight_map": {"a": outside}}))
+        assert "does not have" in refused(tmp_path)
+
+
+def test_other_contents_have_another_fingerprint(tmp_path):
+    before = read_shape(str(write(tmp_path)))
+    assert read_shape(str(tmp_path)) == before
+    assert read_shape(str(write(tmp_path, LLAMA | {"rope_theta": 1}))).fingerprint != before.fingerprint
+
+
+def test_memory_arithmetic():
+    assert kv_bytes_per_token(layers=80, kv_heads=8, head_size=128, bytes_per_element=2) == 327_680  # Llama-70B
+    assert kv_cache_bytes(rows=4, context_tokens=1000, bytes_per_token=327_680) == 1_310_720_000
+    one = activation_bytes(1, 100, 576, 1536, 49152, 4)
+    assert activation_bytes(2, 100, 576, 1536, 49152, 4) == 2 * one
+    assert one == 100 * (2 * 576 + 3 * 1536) * 4 + 100 * 100 + 49152 * 4

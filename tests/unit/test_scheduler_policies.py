@@ -1,0 +1,123 @@
+"""Policies against hand-worked examples and laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uellm_scheduler.app.batches import Engine
+from uellm_scheduler.domain.pending import PendingQuery, PendingTable
+from uellm_scheduler.domain.policy import BatchBudget, Decision, Policy, QueueView
+from uellm_scheduler.policies import POLICIES
+from uellm_scheduler.policies.slo_odbs import Constants, SloOdbs
+
+from tests.support.world import deployment, submission
+
+
+def view_of(*queries: tuple[float, float], rows: int = 10, kv_budget_bytes: int = 10**9) -> QueueView:
+    """Queries as (SLO in s, predicted length in tokens), arriving a millisecond apart."""
+    table = PendingTable()
+    for number, (slo, length) in enumerate(queries):
+        made = submission(f"q{number:03}", slo_seconds=slo, p50=length)
+        table.add(PendingQuery(made.name, f"{1000 + number}-0", made.entry))
+    record = deployment(rows=rows)
+    record.limits.kv_budget_bytes = kv_budget_bytes
+    return QueueView(table, table.slots(), (Engine(record).view(),))
+
+
+def batches(decision: Decision, view: QueueView) -> list[list[str]]:
+    return [[view.table.at(slot).name[-3:] for slot in batch.slots] for batch in decision.batches]
+
+
+def decide(policy: Policy, view: QueueView) -> list[list[str]]:
+    return batches(policy.decide(view, 2_000, np.random.default_rng(0)), view)
+
+
+def test_fifo_fills_the_batch_in_order_of_arrival():
+    view = view_of((0, 9), (1, 500), (90, 3), (2, 7), (3, 7), rows=3)
+    assert decide(POLICIES["fifo"], view) == [["000", "001", "002"]]
+
+
+def test_the_paper_s_metric_by_hand():
+    # Joining (SLO 20 s, 100 tokens) to a batch of 2 whose maxima are 15 s and 80 tokens:
+    # 1 * (20 + 15) * 3 * 1.2 + 0.5 * (100 + 80) * 3 * 1.2 = 126 + 324 = 450
+    assert Constants().metric(20, 100, 2, 15, 80) == pytest.approx(450)
+
+
+def test_slo_odbs_worked_by_hand():
+    # Composite keys slo + 0.5 * length: 000: 60, 001: 10 + 20 = 30, 002: 12 + 25 = 37, 003: 100 + 400 = 500.
+    # Sorted: 001, 002, 000, 003. Threshold 450. Metrics of joining:
+    #   001 opens a batch.
+    #   002: (12 + 10) * 2 * 1.2 + 0.5 * (50 + 40) * 2 * 1.2 = 52.8 + 108   = 160.8 -> joins
+    #   000: (30 + 12) * 3 * 1.2 + 0.5 * (60 + 50) * 3 * 1.2 = 151.2 + 198  = 349.2 -> joins
+    #   003: (100 + 30) * 4 * 1.2 + 0.5 * (800 + 60) * 4 * 1.2 = 624 + 2064 = 2688  -> opens the next
+    # Tightest SLOs are 10 s and 100 s: the first batch runs first.
+    view = view_of((30, 60), (10, 40), (12, 50), (100, 800))
+    assert decide(SloOdbs(Constants(threshold=450)), view) == [["001", "002", "000"]]
+
+
+def test_slo_odbs_runs_the_batch_with_the_tightest_slo_first():
+    # Keys: 000: 200 + 5 = 205, 001: 10 + 450 = 460: apart under a small threshold, the second is more urgent.
+    view = view_of((200, 10), (10, 900))
+    assert decide(SloOdbs(Constants(threshold=100)), view) == [["001"]]
+
+
+def test_with_the_published_threshold_it_is_sort_and_cut_every_ten():
+    view = view_of(*[(float(100 - number), 50.0) for number in range(25)], rows=32)
+    expected = [f"{number:03}" for number in range(24, 14, -1)]
+    assert decide(POLICIES["slo-odbs"], view) == [expected]
+
+
+queries = st.lists(
+    st.tuples(st.sampled_from([0.0, 1.0, 5.0, 60.0, 300.0]), st.floats(1, 600)), min_size=1, max_size=40
+)
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+@settings(max_examples=60, deadline=None)
+@given(queries=queries, rows=st.integers(1, 16), budget=st.sampled_from([1, 50_000, 10**9]))
+def test_laws_of_every_policy(name, queries, rows, budget):
+    view = view_of(*queries, rows=rows, kv_budget_bytes=budget)
+    decision = POLICIES[name].decide(view, 2_000, np.random.default_rng(0))
+    used = [slot for batch in decision.batches for slot in batch.slots]
+    assert used, "an idle engine is used"
+    assert len(used) == len(set(used))
+    assert set(used) <= set(view.slots.tolist())
+    for batch in decision.batches:
+        assert len(batch.slots) <= rows
+        fits = BatchBudget(view.engines[0])
+        for slot in batch.slots:
+            assert fits.take(
+                slot,
+                int(view.table.column("prompt_tokens")[slot]),
+                int(view.table.column("limit_tokens")[slot]),
+            )
+    assert POLICIES[name].decide(view, 2_000, np.random.default_rng(0)) == decision, "pure"
+
+
+def test_a_busy_engine_gets_nothing():
+    view = view_of((1, 1))
+    record = deployment()
+    record.limits.max_concurrent_batches = 0
+    busy = QueueView(view.table, view.slots, (Engine(record).view(),))
+    for policy in POLICIES.values():
+        assert decide(policy, busy) == []
+
+
+class TestPendingTable:
+    def test_rows_come_back_as_they_went_in_and_slots_are_reused(self):
+        table = PendingTable(capacity=2)
+        made = [submission(f"q{number}", p50=number + 1) for number in range(5)]
+        for number, one in enumerate(made):
+            table.add(PendingQuery(one.name, f"{100 - number}-0", one.entry))
+        assert [table.at(int(slot)).name for slot in table.slots()] == [one.name for one in reversed(made)]
+        taken = table.remove(made[2].name)
+        assert taken is not None
+        assert taken.query == made[2].entry
+        assert made[2].name not in table
+        assert table.remove(made[2].name) is None
+        assert len(table) == 4
+        assert table.oldest_ms() == 96
+        with pytest.raises(KeyError):
+            table.add(PendingQuery(made[0].name, "1-0", made[0].entry))
