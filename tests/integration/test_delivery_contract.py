@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -26,13 +27,14 @@ KEYS = ModelKeys(MODEL)
 
 @pytest.fixture
 async def redis_7(tmp_path: Path) -> AsyncIterator[RedisClient]:
-    binary = shutil.which("redis-server")
-    version = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout if binary else ""
-    if "v=7" not in version:
+    binary = find_redis_7()
+    if binary is None:
         pytest.skip("no redis-server 7 on this machine")
     port = free_port()
-    argv = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
-    server = ManagedProcess("Redis 7", argv, log=tmp_path / "log", ready=lambda: b"Ready" in (tmp_path / "log").read_bytes())
+    argv = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+    server = ManagedProcess(
+        "Redis 7", argv, log=tmp_path / "log", ready=lambda: b"Ready" in (tmp_path / "log").read_bytes()
+    )
     server.start()
     try:
         server.wait_ready(20)
@@ -41,6 +43,15 @@ async def redis_7(tmp_path: Path) -> AsyncIterator[RedisClient]:
         await client.aclose()
     finally:
         server.stop()
+
+
+def find_redis_7() -> str | None:
+    """The system's server, not the one of the embedded stack, which may come first on PATH."""
+    for folder in os.environ["PATH"].split(os.pathsep):
+        binary = shutil.which("redis-server", path=folder)
+        if binary and b"v=7" in subprocess.run([binary, "--version"], capture_output=True, check=True).stdout:
+            return binary
+    return None
 
 
 class Both:
@@ -95,8 +106,12 @@ class Both:
         outcome = Outcome(state=QUERY_STATE_COMPLETED, text="done")
         last = QueryEvent(token_delta=TokenDelta(text="end")) if self.choice.random() < 0.5 else None
         chosen = [(name, self.choice.randrange(3)) for name in self._some()]
-        real = [FinishRow(name, self.ids.get(name, ("0-1", ""))[0], attempts, outcome, last) for name, attempts in chosen]
-        model = [FinishRow(name, self.ids.get(name, ("", "0-1"))[1], attempts, outcome, last) for name, attempts in chosen]
+        real = [
+            FinishRow(name, self.ids.get(name, ("0-1", ""))[0], attempts, outcome, last) for name, attempts in chosen
+        ]
+        model = [
+            FinishRow(name, self.ids.get(name, ("", "0-1"))[1], attempts, outcome, last) for name, attempts in chosen
+        ]
         await self._same(
             lambda epoch: self.store.finish(MODEL, epoch, real), lambda epoch: self.model.finish(epoch, model)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,9 +12,10 @@ import grpc
 import pytest
 
 from tests.support.stack import MODEL, Bench, SchedulerProcess, make_submission, owner_is, record_of, until
+from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import EmbeddedTriton
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, connect
 from uellm.rpc.errors import InvalidArgumentError, NotFoundError
 from uellm.rpc.status import from_rpc_error
 from uellm.v1 import scheduler_pb2 as pb
@@ -164,7 +166,9 @@ async def test_a_bad_row_fails_alone(scheduler, bench: Bench):
 
 async def test_sigkill_in_the_middle_and_a_restart_lose_nothing(replicas, bench: Bench):
     made = [make_submission(f"q{number}", tokens=120) for number in range(24)]
-    undisturbed = await _texts(replicas[1], bench, [make_submission(f"u{n}", tokens=120, prompt=_ids(n)) for n in (0, 5)])
+    undisturbed = await _texts(
+        replicas[1], bench, [make_submission(f"u{n}", tokens=120, prompt=_ids(n)) for n in (0, 5)]
+    )
     names = [one.name for one in made]
     replicas[0].start()
     async with replicas[0].stub() as stub:
@@ -291,3 +295,34 @@ async def _has_delta(bench: Bench, name: str) -> bool:
 async def _some_finished(bench: Bench, names: list[str]) -> bool:
     outcomes = await asyncio.gather(*(bench.outcome(name) for name in names))
     return any(outcome is not None for outcome in outcomes)
+
+
+async def test_redis_killed_and_restarted_in_the_middle_loses_nothing(tiny_triton, replicas, tmp_path: Path):
+    server = EmbeddedRedis(tmp_path / "redis", free_port())
+    server.start()
+    server.wait_ready()
+    try:
+        client = connect(server.url)
+        bench = Bench(client, record_of(tiny_triton.address))
+        await bench.publish()
+        scheduler = SchedulerProcess(server.url, "three", tmp_path / "three.log", lease_seconds=5)
+        replicas.append(scheduler)
+        scheduler.start()
+        made = [make_submission(f"q{number}", tokens=120) for number in range(16)]
+        names = [one.name for one in made]
+        await bench.submit(*made)
+        await until(lambda: _has_delta(bench, names[5]))
+        assert server.process.pid is not None
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.stop()
+        server = EmbeddedRedis(tmp_path / "redis", server.port)
+        server.start()
+        server.wait_ready()
+        await client.connection_pool.disconnect()
+        await until(lambda: bench.all_finished(names))
+        outcomes = await bench.check(names)
+        assert {(o.state, o.output_tokens) for o in outcomes} == {(QUERY_STATE_COMPLETED, 120)}
+        assert scheduler.end() == 0
+        await client.aclose()
+    finally:
+        server.stop()

@@ -69,9 +69,7 @@ def test_with_the_published_threshold_it_is_sort_and_cut_every_ten():
     assert decide(POLICIES["slo-odbs"], view) == [expected]
 
 
-queries = st.lists(
-    st.tuples(st.sampled_from([0.0, 1.0, 5.0, 60.0, 300.0]), st.floats(1, 600)), min_size=1, max_size=40
-)
+queries = st.lists(st.tuples(st.sampled_from([0.0, 1.0, 5.0, 60.0, 300.0]), st.floats(1, 600)), min_size=1, max_size=40)
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 RedisClient: TypeAlias = Any
 """A client as `connect` makes it. redis-py's own annotations cover text and bytes, RESP2 and RESP3 at once, so that
 nothing can be said of an answer without a cast; ours are bytes, by RESP2."""
+
+MAX_CONNECTIONS = 128
+"""Of one process; who needs one more waits, at most as long as for an answer."""
 
 
 def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
@@ -19,8 +22,10 @@ def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
     The client never repeats a command by itself: a script whose answer was lost may have run, and only its caller
     knows whether it can be repeated.
     """
-    return Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=timeout_seconds,
         protocol=2,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout_seconds,
@@ -28,3 +33,4 @@ def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
         socket_keepalive=True,
         health_check_interval=15,
     )
+    return Redis.from_pool(pool)

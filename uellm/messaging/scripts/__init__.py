@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+
 from redis.commands.core import AsyncScript
 
 from uellm.messaging.connection import RedisClient

@@ -127,7 +127,7 @@ def sampling_parameters(record: QueryRecord) -> dict[str, Any]:
         "seed": generation.seed,
         "stop": list(generation.stop),
     }
-    return {**MessageToDict(record.query.engine_parameters), **known}
+    return {**_plain(MessageToDict(record.query.engine_parameters)), **known}
 
 
 def news_of(batch_id: str, result: InferResult) -> EngineNews:
@@ -160,6 +160,15 @@ def aggregates_of(measured: dict[str, Any]) -> StepAggregates:
         decode=[DecodeAggregate(**run) for run in measured["decode"]],
         total_seconds=measured["seconds"],
     )
+
+
+def _plain(value: Any) -> Any:
+    """A Struct's numbers are all floats: whole ones become integers again."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 async def _one(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The resource profiler: what will a query cost?"""

@@ -1,0 +1,1 @@
+"""What the profiler needs from outside: tokenizers, Redis, metrics."""

@@ -1,0 +1,1 @@
+"""Pure parts of the profiler: prediction, defaults, profiles, refusals."""
