@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uellm_scheduler.app.batches import Engine
+from uellm_scheduler.domain.backlog import predicted_work_seconds
 from uellm_scheduler.domain.pending import PendingQuery, PendingTable
 from uellm_scheduler.domain.policy import BatchBudget, Decision, Policy, QueueView
 from uellm_scheduler.policies import POLICIES
@@ -101,6 +102,17 @@ def test_a_busy_engine_gets_nothing():
     busy = QueueView(view.table, view.slots, (Engine(record).view(),))
     for policy in POLICIES.values():
         assert decide(policy, busy) == []
+
+
+def test_predicted_work_by_hand():
+    # A full batch of 4 rows makes a step in 0.1 + 4 * 0.025 = 0.2 s: 20 tokens a second. 30 + 70 tokens take 5 s.
+    record = deployment(rows=4)
+    record.step_time_prior.base_seconds = 0.1
+    record.step_time_prior.per_row_seconds = 0.025
+    view = view_of((0, 30), (0, 70))
+    assert predicted_work_seconds(view.table, [Engine(record).view()], "p50_tokens") == pytest.approx(5)
+    assert predicted_work_seconds(view.table, [Engine(record).view()], "p90_tokens") == pytest.approx(10)
+    assert predicted_work_seconds(view.table, [], "p50_tokens") == 0
 
 
 class TestPendingTable:

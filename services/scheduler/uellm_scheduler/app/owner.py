@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -20,7 +21,9 @@ from uellm.messaging.lease import Lease
 from uellm.messaging.queries import QueryStore
 from uellm.v1.stream_pb2 import Backlog, DeploymentRecord, ProfiledQuery, QueryEvent
 
-from ..domain.policy import Policy
+from ..domain.backlog import predicted_work_seconds
+from ..domain.pending import PendingTable
+from ..domain.policy import EngineView, Policy
 from . import effects as do
 from . import events as on
 from .core import SchedulerCore
@@ -204,6 +207,8 @@ class QueueOwner:
 
     async def _publish_once(self) -> None:
         keys = ModelKeys(self.lease.model)
+        self._around.metrics.pending.labels(self.lease.model).set(len(self.core.pending))
+        self._around.metrics.running.labels(self.lease.model).set(len(self.core.flight))
         running = {
             name: f"{engine.record.state}:{engine.in_flight}" for name, engine in self.core.flight.engines.items()
         }
@@ -225,9 +230,16 @@ class QueueOwner:
             publish_time=timestamp(self._around.clock.now_ms()),
             policy=self.core.policy.info.name,
         )
+        engines = [engine.view() for engine in self.core.flight.engines.values()]
+        backlog.work_p50.FromTimedelta(_work(pending, engines, "p50_tokens"))
+        backlog.work_p90.FromTimedelta(_work(pending, engines, "p90_tokens"))
         if pending:
             backlog.oldest_accept_time.CopyFrom(timestamp(pending.oldest_ms()))
         return backlog
+
+
+def _work(pending: PendingTable, engines: list[EngineView], quantile: str) -> timedelta:
+    return timedelta(seconds=predicted_work_seconds(pending, engines, quantile))
 
 
 async def _patiently(action: Callable[[], Any]) -> Any:
