@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 AWAY = (RedisConnectionError, RedisTimeoutError, OSError)
+TRANSIENT = ("LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM", "MISCONF", "NOREPLICAS")
+"""Error codes of a server that can't write now."""
 LONGEST_PAUSE_SECONDS = 2.0
 MERGED_ROWS = 512
 
@@ -116,7 +118,7 @@ class Writer:
             except AWAY as error:
                 log.warning("the queue's store does not answer; trying again", error=str(error), pause_seconds=pause)
             except ResponseError as error:
-                if not str(error).startswith(("LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")):
+                if not str(error).startswith(TRANSIENT):
                     raise
                 log.warning("the queue's store can't write now; trying again", error=str(error), pause_seconds=pause)
             await asyncio.sleep(pause)
