@@ -231,7 +231,7 @@ class DeployerWorld:
     async def finish(self, beginning: Awaitable[Operation]) -> Operation:
         """Wait for the end of an operation."""
         operation = await beginning
-        await asyncio.gather(*self.operations._tasks)
+        await asyncio.gather(*self.operations._tasks, return_exceptions=True)
         return self.book.operation(operation.name)
 
     def restarted(self) -> DeployerWorld:

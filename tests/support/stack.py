@@ -96,7 +96,10 @@ class SchedulerProcess:
         path = os.pathsep.join([str(root), str(root / "services" / "scheduler")])
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*argv, "--policy", "fifo", *flags], stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": path}
+                [*argv, "--policy", "fifo", *flags],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": path},
             )
 
     def signal(self, number: int) -> None:

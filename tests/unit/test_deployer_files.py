@@ -22,9 +22,11 @@ from uellm_deployer.domain.plan import Generation
 
 from tests.support.deployer import SHAPE, a_spec, gpu, machine
 
-PLAN = OneDevicePlanner().place(
-    a_spec(default_generation=Generation(temperature=0.5, seed=-1, stop=("\n", "é"))), SHAPE, machine()
-).plan
+PLAN = (
+    OneDevicePlanner()
+    .place(a_spec(default_generation=Generation(temperature=0.5, seed=-1, stop=("\n", "é"))), SHAPE, machine())
+    .plan
+)
 ONE = Deployment("deployments/one", State.READY, PLAN, 1_700_000_000.25, 3, "", 46_080, 0.09)
 OPERATION = Operation("operations/1", OperationKind.CREATE, ONE.name, 1.5, "id", "digest").at(Stage.LOAD, "loading")
 ENTRIES = [
@@ -53,7 +55,7 @@ def test_a_torn_tail_is_dropped_wherever_it_was_torn(data):
     assert decode(content) == (ENTRIES[:kept], sum(map(len, lines[:kept])))
 
 
-def test_a_torn_tail_is_dropped_at_every_byte(tmp_path):
+def test_a_torn_tail_is_dropped_at_every_byte():
     whole, torn = encode(ENTRIES[0]), encode(ENTRIES[1])
     for cut in range(len(torn)):
         assert decode(whole + torn[:cut]) == (ENTRIES[:1], len(whole))
@@ -63,10 +65,11 @@ def test_a_torn_tail_is_dropped_at_every_byte(tmp_path):
 def test_damage_before_the_end_is_no_torn_tail(position, value):
     content = bytearray(b"".join(map(encode, ENTRIES)))
     content[position] ^= value
-    with pytest.raises(JournalError):
+    try:
         entries, _ = decode(bytes(content))
-        assert entries == ENTRIES, "damage was read as something else"
-        raise JournalError("an equal number in other digits (upper case) is no damage")
+    except JournalError:
+        return
+    assert entries == ENTRIES  # what changed means the same, such as a digit in upper case
 
 
 async def test_a_journal_goes_on_behind_a_torn_tail(tmp_path):
@@ -92,7 +95,6 @@ async def test_compaction_keeps_what_the_book_knows(tmp_path):
     assert again.deployments == book.deployments
     assert again.operations == book.operations
     assert len(again.operations) == KEPT_OPERATIONS
-    assert again.deployments[ONE.name].revision == KEPT_OPERATIONS + 20
     assert (tmp_path / "journal").stat().st_size < before / 2
 
 
@@ -128,7 +130,9 @@ async def test_staging_and_installing_may_be_repeated(repository):
         assert not (repository.models / NAME / "1").exists()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../evil--0123456789", "/tmp/x--0123456789", "a/b--0123456789", "smol", "x--0123456789\n"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../evil--0123456789", "/tmp/x--0123456789", "a/b--0123456789", "smol", "x--0123456789\n"]
+)
 async def test_names_that_lead_elsewhere(repository, name):
     for attempt in (repository.stage(RepositoryEntry(name, FILES)), repository.install(name), repository.remove(name)):
         with pytest.raises(UnsafeNameError):

@@ -166,7 +166,15 @@ def test_the_plan_hash_is_the_same_in_every_process():
 
 @pytest.mark.parametrize(
     "name",
-    ["smol", "smol--", "smol--0123456789a", "a--b--0123456789", "../x--0123456789", "a..b--0123456789", "A--0123456789"],
+    [
+        "smol",
+        "smol--",
+        "smol--0123456789a",
+        "a--b--0123456789",
+        "../x--0123456789",
+        "a..b--0123456789",
+        "A--0123456789",
+    ],
 )
 def test_names_that_are_no_triton_models(name):
     assert not is_triton_model(name)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import grpc
-import redis.exceptions
 import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
@@ -58,6 +57,8 @@ def as_uellm_error(error: Exception) -> UellmError:
     """Returns the error of the hierarchy that stands for any exception; logs those that are not of it."""
     if isinstance(error, UellmError):
         return error
+    import redis.exceptions  # not at the top: clients import this module, too, and know no Redis
+
     if isinstance(error, (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)):
         _log.warning("redis_unavailable", error=str(error))
         return errors.UnavailableError("the queue's Redis does not answer", reason="REDIS_UNAVAILABLE")

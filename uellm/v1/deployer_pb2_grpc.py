@@ -125,7 +125,7 @@ class DeployerServiceServicer:
 
     def CreateDeployment(self, request, context):
         """Plans, writes, loads, verifies and publishes a deployment. The operation's metadata is `DeploymentProgress`, its
-        response the `Deployment`. Idempotent by `request_id`.
+        response the `Deployment`. Idempotent by `request_id`. With `validate_only` the operation is done and has no name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +167,8 @@ class DeployerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeployment(self, request, context):
-        """Drains, unloads and removes a deployment. The operation's metadata is `DeploymentProgress`.
+        """Drains, unloads and removes a deployment. The operation's metadata is `DeploymentProgress`, its response
+        `google.protobuf.Empty`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

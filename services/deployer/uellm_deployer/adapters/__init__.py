@@ -1,0 +1,1 @@
+"""The outside: devices, files, Triton, Redis."""

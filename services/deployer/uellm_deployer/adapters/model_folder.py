@@ -1,0 +1,97 @@
+"""Model folders: `config.json` and the headers of safetensors files. Nothing of the weights is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from uellm_deployer.domain.facts import ModelShape, TensorInfo, model_shape, refusal
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_LENGTH_BYTES = 8
+
+
+class ModelFolders:
+    """Reads model folders of this machine."""
+
+    async def shape(self, weights_path: str) -> ModelShape:
+        """What the model in the folder is; InvalidArgumentError if it cannot be deployed."""
+        return await asyncio.to_thread(read_shape, weights_path)
+
+
+def read_shape(weights_path: str) -> ModelShape:
+    """As `ModelFolders.shape`."""
+    folder = Path(weights_path)
+    if not folder.is_absolute():
+        raise refusal("must be an absolute path")
+    if not folder.is_dir():
+        raise refusal(f"{weights_path} is no folder that the deployer can read")
+    config = _json_object(folder / "config.json", MAX_CONFIG_BYTES)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    tensors: list[TensorInfo] = []
+    for file in _weight_files(folder):
+        header, status = _header(file), file.stat()
+        # Contents may take minutes to read; size and time of change tell an exchanged file as well.
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns} ".encode() + header)
+        tensors += _tensors(file, header, status.st_size)
+    return model_shape(config, tensors, digest.hexdigest())
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        if not (folder / "model.safetensors").is_file():
+            raise refusal(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+        return [folder / "model.safetensors"]
+    weight_map = _json_object(index, MAX_HEADER_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise refusal(f"{index.name} has no weight_map")
+    names = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing:
+        raise refusal(f"{index.name} names {', '.join(missing)}, which the folder does not have")
+    return [folder / name for name in names]
+
+
+def _json_object(file: Path, limit: int) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > limit:
+            raise refusal(f"{file.name} has more than {limit:,} bytes")
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise refusal(f"{file.name} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise refusal(f"{file.name} is no JSON") from None
+    if not isinstance(content, dict):
+        raise refusal(f"{file.name} is no JSON object")
+    return content
+
+
+def _header(file: Path) -> bytes:
+    """The JSON header of a safetensors file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header = stream.read(length) if length <= MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise refusal(f"{file.name} cannot be read: {error.strerror}") from None
+    if not length or len(header) != length:
+        raise refusal(f"{file.name} is no safetensors file, or is cut off")
+    return header
+
+
+def _tensors(file: Path, header: bytes, file_size: int) -> list[TensorInfo]:
+    try:
+        entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        tensors = [TensorInfo(name, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise refusal(f"{file.name} has a header that is no safetensors header") from None
+    expected = _LENGTH_BYTES + len(header) + end
+    if file_size != expected:
+        raise refusal(f"{file.name} has {file_size:,} bytes instead of {expected:,}: it is cut off or damaged")
+    return tensors

@@ -1,0 +1,42 @@
+"""What the other services learn of deployments, through Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from redis.exceptions import RedisError
+
+from uellm.messaging.deployments import DeploymentPublisher
+from uellm.rpc.errors import UnavailableError
+from uellm_deployer.domain.deployment import Deployment
+from uellm_deployer.encoding import record_message
+
+T = TypeVar("T")
+
+
+class RedisPublisher:
+    """Writes the records of this deployer's Triton."""
+
+    def __init__(self, publisher: DeploymentPublisher, triton_endpoint: str) -> None:
+        self._publisher = publisher
+        self._endpoint = triton_endpoint
+
+    async def publish(self, deployment: Deployment) -> None:
+        """Write or renew the deployment's record."""
+        await _reached(self._publisher.publish(record_message(deployment, self._endpoint)))
+
+    async def withdraw(self, name: str) -> None:
+        """Remove the record of a deployment."""
+        await _reached(self._publisher.withdraw(name))
+
+    async def drained(self, deployment: Deployment) -> bool:
+        """Whether the scheduler knows that it is DRAINING, and has nothing in flight on it."""
+        return await _reached(self._publisher.drained(deployment.plan.spec.model, deployment.name))
+
+
+async def _reached(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except (RedisError, OSError) as error:
+        raise UnavailableError(f"Redis cannot be reached: {error}", reason="REDIS_UNAVAILABLE") from None

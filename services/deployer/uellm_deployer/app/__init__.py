@@ -1,0 +1,1 @@
+"""What the deployer does; clock, randomness, input and output enter through `ports`."""

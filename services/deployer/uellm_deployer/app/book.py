@@ -1,0 +1,120 @@
+"""Deployments and operations: the journal folded, kept in memory, watched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+
+from uellm.rpc.errors import NotFoundError
+from uellm_deployer.app.ports import Journal, JournalEntry
+from uellm_deployer.domain.deployment import Deployment, Operation
+
+KEPT_OPERATIONS = 256
+"""Finished operations that are remembered, so that a repeated request is recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A deployment and the newest operation on it, if any is remembered."""
+
+    deployment: Deployment
+    operation: Operation | None
+
+
+class Book:
+    """What there is. Every change goes to the journal first."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._closed = False
+        self.deployments: dict[str, Deployment] = {}
+        self.operations: dict[str, Operation] = {}
+        for entry in journal.entries():
+            self._apply(entry)
+
+    async def write(self, entry: JournalEntry) -> None:
+        """Write the entry to the journal, then make it so."""
+        async with self._writing:  # the journal's order is the order of the changes
+            if entry.deployment is not None:
+                entry = replace(entry, deployment=self._revised(entry.deployment))
+            await self._journal.append(entry)
+            self._apply(entry)
+        self._wake()
+
+    def close(self) -> None:
+        """End all watches."""
+        self._closed = True
+        self._wake()
+
+    def deployment(self, name: str) -> Deployment:
+        """The deployment of that resource name; NotFoundError if there is none."""
+        if name not in self.deployments:
+            raise NotFoundError("deployment", name)
+        return self.deployments[name]
+
+    def operation(self, name: str) -> Operation:
+        """The operation of that name; NotFoundError if there is none, or it was long ago."""
+        if name not in self.operations:
+            raise NotFoundError("operation", name)
+        return self.operations[name]
+
+    def requested(self, request_id: str) -> Operation | None:
+        """The operation that a request id began."""
+        return next((op for op in self.operations.values() if request_id and op.request_id == request_id), None)
+
+    def standing(self, name: str) -> Standing:
+        """A deployment with its newest operation; NotFoundError if there is none."""
+        deployment = self.deployment(name)
+        newest = next((op for op in reversed(self.operations.values()) if op.deployment == name), None)
+        return Standing(deployment, newest)
+
+    async def watch(self, name: str) -> AsyncIterator[Standing]:
+        """A deployment now and after every change, until it is gone or `close`; NotFoundError if there is none."""
+        seen: Standing | None = None
+        self.deployment(name)
+        while name in self.deployments and not self._closed:
+            changed = self._changed
+            if (now := self.standing(name)) != seen:
+                seen = now
+                yield now
+            else:
+                await changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _revised(self, deployment: Deployment) -> Deployment:
+        before = self.deployments.get(deployment.name)
+        return replace(deployment, revision=before.revision + 1 if before else deployment.revision + 1)
+
+    def _apply(self, entry: JournalEntry) -> None:
+        fold(self.deployments, self.operations, entry)
+
+
+def fold(deployments: dict[str, Deployment], operations: dict[str, Operation], entry: JournalEntry) -> None:
+    """Make one entry so; forgets the oldest finished operations."""
+    if entry.deployment is not None:
+        deployments[entry.deployment.name] = entry.deployment
+    if entry.removed:
+        deployments.pop(entry.removed, None)
+    if entry.operation is not None:
+        operations[entry.operation.name] = entry.operation
+        finished = [name for name, operation in operations.items() if operation.done]
+        for name in finished[:-KEPT_OPERATIONS]:
+            del operations[name]
+
+
+def compacted(entries: Iterable[JournalEntry]) -> list[JournalEntry]:
+    """The shortest journal with the same content."""
+    deployments: dict[str, Deployment] = {}
+    operations: dict[str, Operation] = {}
+    for entry in entries:
+        fold(deployments, operations, entry)
+    return [
+        *(JournalEntry(deployment=deployment) for deployment in deployments.values()),
+        *(JournalEntry(operation=operation) for operation in operations.values()),
+    ]

@@ -1,0 +1,212 @@
+"""Use case: create a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+
+import structlog
+
+from uellm.rpc.errors import AlreadyExistsError, FailedPreconditionError, UellmError
+from uellm_deployer.app.book import Book
+from uellm_deployer.app.operations import Operations, Progress, Request
+from uellm_deployer.app.planning import Planning
+from uellm_deployer.app.ports import Clock, EngineReport, JournalEntry, ModelServer, Publisher, Renderer, Repository
+from uellm_deployer.app.removal import Removal
+from uellm_deployer.app.unit_of_work import UnitOfWork
+from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State
+from uellm_deployer.domain.names import default_deployment_id
+from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
+
+log = structlog.get_logger(__name__)
+
+WEIGHT_TOLERANCE = 0.02
+"""Share by which loaded weights may exceed the plan: buffers that are in no checkpoint, such as rotary tables."""
+
+WEIGHT_SLACK_BYTES = 1 << 20
+
+
+class Strategy(StrEnum):
+    """How a new deployment takes over from the old ones of its model."""
+
+    BLUE_GREEN = "BLUE_GREEN"
+    """The new one is verified before the old ones drain."""
+    RECREATE = "RECREATE"
+    """The old ones go first, and come back if the new one fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What is to be created. An empty id is made of the model and the plan."""
+
+    deployment_id: str
+    spec: DeploymentSpec
+    strategy: Strategy = Strategy.BLUE_GREEN
+
+
+class CreateDeployment:
+    """Plans, writes, loads, verifies and publishes."""
+
+    def __init__(
+        self,
+        book: Book,
+        operations: Operations,
+        planning: Planning,
+        removal: Removal,
+        renderer: Renderer,
+        repository: Repository,
+        server: ModelServer,
+        publisher: Publisher,
+        clock: Clock,
+    ) -> None:
+        self._book = book
+        self._operations = operations
+        self._planning = planning
+        self._removal = removal
+        self._renderer = renderer
+        self._repository = repository
+        self._server = server
+        self._publisher = publisher
+        self._clock = clock
+        self._admitting = asyncio.Lock()
+
+    async def validate(self, creation: Creation) -> Deployment:
+        """What would be created; errors as of `create`."""
+        leaving = self._predecessors(creation.spec.model) if creation.strategy is Strategy.RECREATE else []
+        placed = await self._planning.plan(creation.spec, leaving=leaving)
+        deployment_id = creation.deployment_id or default_deployment_id(creation.spec.model, placed.plan.plan_hash)
+        name = f"deployments/{deployment_id}"
+        self._check_free(name, placed.plan)
+        self._renderer.render(placed.plan)
+        return Deployment(name, State.CREATING, placed.plan, self._clock.now())
+
+    async def create(self, creation: Creation, request: Request) -> Operation:
+        """Plan, and begin.
+
+        Raises:
+            InvalidArgumentError: the model or the spec is not supported.
+            ResourceExhaustedError: it does not fit; the message has the numbers.
+            AlreadyExistsError: the name is taken, the plan is deployed, or the request id was used otherwise.
+        """
+        async with self._admitting:  # between a name's check and its entry in the journal
+            if before := self._operations.repeated(request):
+                return before
+            deployment = await self.validate(creation)
+
+            async def body(progress: Progress) -> str:
+                return await self._create(progress, deployment, creation.strategy)
+
+            return await self._operations.begin(
+                OperationKind.CREATE, deployment.name, request, body, created=deployment
+            )
+
+    def _check_free(self, name: str, plan: DeploymentPlan) -> None:
+        for other in self._book.deployments.values():
+            if other.state is State.FAILED:
+                continue
+            if other.name == name:
+                raise AlreadyExistsError("deployment", name, f"{name} exists; choose another id or delete it first")
+            if other.plan.triton_model == plan.triton_model:
+                raise AlreadyExistsError("deployment", other.name, f"this very plan is deployed as {other.name}")
+
+    def _predecessors(self, model: str, besides: str = "") -> list[Deployment]:
+        return [
+            deployment
+            for deployment in self._book.deployments.values()
+            if deployment.state is State.READY and deployment.plan.spec.model == model and deployment.name != besides
+        ]
+
+    async def _create(self, progress: Progress, deployment: Deployment, strategy: Strategy) -> str:
+        work = UnitOfWork(progress.roll_back)
+        try:
+            async with work:
+                if strategy is Strategy.RECREATE:
+                    await self._clear_the_way(progress, deployment, work)
+                await self._put_in_place(progress, deployment, work)
+        except BaseException as error:
+            await self._record_failure(progress, deployment, error, work.left_behind)
+            raise
+        await self._retire_predecessors(progress, deployment)
+        return f"{deployment.name} serves {deployment.plan.spec.model}"
+
+    async def _put_in_place(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
+        plan, name = deployment.plan, deployment.plan.triton_model
+        await progress.at(Stage.STAGE, f"writing the repository entry {name}")
+        work.on_rollback("remove the repository entry", lambda: self._repository.remove(name))
+        await self._repository.stage(self._renderer.render(plan))
+
+        await progress.at(Stage.PREFLIGHT, "checking free memory")
+        await self._planning.preflight(plan, unloaded=self._removal.aside)
+
+        await progress.at(Stage.LOAD, f"loading {name}")
+        await self._repository.install(name)
+        work.on_rollback("unload", lambda: self._server.unload(name))
+        await self._server.load(name)
+
+        await progress.at(Stage.VERIFY, "comparing what was loaded with the plan; a first inference")
+        report = await self._server.verify(name, plan.plan_hash)
+        check_report(plan, report)
+
+        await progress.at(Stage.SWITCH, "publishing")
+        ready = replace(
+            deployment,
+            state=State.READY,
+            measured_kv_bytes_per_token=report.kv_bytes_per_token,
+            measured_step_seconds=report.step_seconds,
+        )
+        work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
+        await self._publisher.publish(ready)
+        await self._book.write(JournalEntry(progress.operation, ready))
+        work.commit()
+
+    async def _clear_the_way(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
+        """Drain and unload the old ones. They stay in repository and journal, so that they can come back."""
+        for old in self._predecessors(deployment.plan.spec.model, besides=deployment.name):
+            await progress.at(Stage.DRAIN, f"waiting for what is in flight on {old.name}", percent=5)
+            self._removal.aside.add(old.name)
+            work.on_rollback(f"bring back {old.name}", partial(self._bring_back, old))
+            await self._removal.drain(old)
+            await self._server.unload(old.plan.triton_model)
+
+    async def _bring_back(self, old: Deployment) -> None:
+        self._removal.aside.discard(old.name)  # if this fails the keeper goes on with it
+        await self._server.load(old.plan.triton_model)
+        await self._publisher.publish(old)
+
+    async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> None:
+        """The new one serves: what fails now is left to the keeper, which finishes removals."""
+        for old in self._predecessors(deployment.plan.spec.model, besides=deployment.name):
+            try:
+                await self._removal.remove(progress, old)
+            except UellmError as error:
+                log.warning("old deployment not removed yet", deployment=old.name, error=error.message)
+            self._removal.aside.discard(old.name)
+
+    async def _record_failure(
+        self, progress: Progress, deployment: Deployment, error: BaseException, left_behind: list[str]
+    ) -> None:
+        """FAILED once all is undone; else CREATING stays, and the keeper goes on undoing."""
+        reason = error.message if isinstance(error, UellmError) else type(error).__name__
+        state = State.CREATING if left_behind else State.FAILED
+        rest = f" Not undone yet: {'; '.join(left_behind)}" if left_behind else ""
+        failed = replace(deployment, state=state, failure=f"{progress.failed_in.value}: {reason}{rest}")
+        await self._book.write(JournalEntry(deployment=failed))
+
+
+def check_report(plan: DeploymentPlan, report: EngineReport) -> None:
+    """Compare what an engine measured with its plan; FailedPreconditionError if it takes more than was planned."""
+    facts = plan.facts
+    if report.kv_bytes_per_token > facts.kv_bytes_per_token:
+        raise FailedPreconditionError(
+            plan.triton_model,
+            f"a token takes {report.kv_bytes_per_token:,} bytes of cache, planned were {facts.kv_bytes_per_token:,}",
+            reason="PLAN_MISMATCH",
+        )
+    if report.weight_bytes > facts.weight_bytes * (1 + WEIGHT_TOLERANCE) + WEIGHT_SLACK_BYTES:
+        raise FailedPreconditionError(
+            plan.triton_model,
+            f"the weights take {report.weight_bytes:,} bytes, planned were {facts.weight_bytes:,}",
+            reason="PLAN_MISMATCH",
+        )

@@ -1,0 +1,127 @@
+"""Keeps what serves in line with the journal: after a crash of the deployer, of Triton, or of Redis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import structlog
+
+from uellm.rpc.errors import FailedPreconditionError, UellmError
+from uellm_deployer.app.book import Book
+from uellm_deployer.app.operations import Operations
+from uellm_deployer.app.ports import JournalEntry, ModelServer, Publisher, Renderer, Repository
+from uellm_deployer.app.removal import Removal
+from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
+
+log = structlog.get_logger(__name__)
+
+RESTARTED = Failure(
+    "ABORTED", "RESTARTED", "the deployer was restarted meanwhile; what had been done was undone. Create it again"
+)
+
+
+class Keeper:
+    """To be called every few seconds, `repair` and `publish` independently of each other."""
+
+    def __init__(
+        self,
+        book: Book,
+        operations: Operations,
+        removal: Removal,
+        renderer: Renderer,
+        repository: Repository,
+        server: ModelServer,
+        publisher: Publisher,
+    ) -> None:
+        self._book = book
+        self._operations = operations
+        self._removal = removal
+        self._renderer = renderer
+        self._repository = repository
+        self._server = server
+        self._publisher = publisher
+        self.settled = False
+        """Whether everything was in line once since the start."""
+
+    async def publish(self) -> None:
+        """Renew the records of what Triton serves now. What it does not serve gets stale by itself."""
+        loaded = await self._server.ready_models()
+        for deployment in list(self._book.deployments.values()):
+            serves = deployment.state in (State.READY, State.DRAINING) and deployment.plan.triton_model in loaded
+            if serves and deployment.name not in self._removal.aside:
+                await self._publisher.publish(deployment)
+
+    async def repair(self) -> None:
+        """Finish or undo what was left half done, and load what Triton has lost. UnavailableError: not possible now."""
+        if await self._amiss():
+            async with self._operations.changing:
+                for deployment in await self._amiss():
+                    await self._mend(deployment)
+        await self._close_operations()
+        self.settled = True
+
+    async def _amiss(self) -> list[Deployment]:
+        """Deployments that no operation takes care of and that are not as the journal wants them."""
+        loaded = await self._server.ready_models()
+        return [
+            deployment
+            for deployment in list(self._book.deployments.values())
+            if not self._operations.is_active(deployment.name)
+            and deployment.name not in self._removal.aside
+            and deployment.state is not State.FAILED
+            and not (deployment.state is State.READY and deployment.plan.triton_model in loaded)
+        ]
+
+    async def _mend(self, deployment: Deployment) -> None:
+        if deployment.state is State.CREATING:
+            await self._undo(deployment)
+        elif deployment.state is State.READY:
+            await self._load_again(deployment)
+        else:
+            await self._finish_removal(deployment)
+
+    async def _undo(self, deployment: Deployment) -> None:
+        log.info("undoing an unfinished deployment", deployment=deployment.name)
+        await self._removal.dismantle(deployment)
+        failed = replace(deployment, state=State.FAILED, failure=deployment.failure or RESTARTED.message)
+        await self._book.write(JournalEntry(deployment=failed))
+
+    async def _finish_removal(self, deployment: Deployment) -> None:
+        log.info("finishing a removal", deployment=deployment.name)
+        if deployment.state is State.DRAINING:
+            await self._removal.drain(deployment)
+        await self._removal.finish(deployment)
+
+    async def _load_again(self, deployment: Deployment) -> None:
+        log.info("loading what Triton has lost", deployment=deployment.name)
+        plan = deployment.plan
+        try:
+            if not self._repository.contains(plan.triton_model):
+                await self._repository.stage(self._renderer.render(plan))
+                await self._repository.install(plan.triton_model)
+            await self._server.load(plan.triton_model)
+            await self._server.verify(plan.triton_model, plan.plan_hash)
+        except FailedPreconditionError as error:
+            await self._give_up(deployment, error)
+        else:
+            await self._publisher.publish(deployment)
+
+    async def _give_up(self, deployment: Deployment, error: UellmError) -> None:
+        log.error("deployment can't be loaded again", deployment=deployment.name, error=error.message)
+        await self._publisher.withdraw(deployment.name)
+        failed = replace(deployment, state=State.FAILED, failure=f"could not be loaded again: {error.message}")
+        await self._book.write(JournalEntry(deployment=failed))
+
+    async def _close_operations(self) -> None:
+        """Operations that a crash interrupted end as what became of their deployment says."""
+        for operation in list(self._book.operations.values()):
+            if not operation.done and not self._operations.is_active(operation.deployment):
+                await self._book.write(JournalEntry(self._outcome(operation)))
+
+    def _outcome(self, operation: Operation) -> Operation:
+        deployment = self._book.deployments.get(operation.deployment)
+        state = deployment.state if deployment else None
+        succeeded = state is (State.READY if operation.kind is OperationKind.CREATE else None)
+        if succeeded:
+            return operation.ended("finished after a restart", None)
+        return operation.ended("interrupted by a restart", RESTARTED)

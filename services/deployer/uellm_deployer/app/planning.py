@@ -1,0 +1,90 @@
+"""Use case: plan a deployment. Nothing changes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from uellm.rpc.errors import ResourceExhaustedError
+from uellm_deployer.app.book import Book
+from uellm_deployer.app.ports import ModelLibrary, TopologySource
+from uellm_deployer.domain.deployment import Deployment, State
+from uellm_deployer.domain.placement import Placed, Planner
+from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
+from uellm_deployer.domain.topology import Topology
+
+
+class Planning:
+    """Plans for this machine as it is now, or for another."""
+
+    def __init__(self, book: Book, source: TopologySource, library: ModelLibrary, planner: Planner) -> None:
+        self._book = book
+        self._source = source
+        self._library = library
+        self._planner = planner
+
+    async def topology(self) -> Topology:
+        """The machine as it is now."""
+        return await self._source.read()
+
+    async def plan(
+        self, spec: DeploymentSpec, machine: Topology | None = None, leaving: Iterable[Deployment] = ()
+    ) -> Placed:
+        """Plan.
+
+        Args:
+            spec: what is wanted.
+            machine: plan for this one, taken as it is; None: for the real one.
+            leaving: deployments whose memory will be free again.
+
+        Raises:
+            InvalidArgumentError: the model or the spec is not supported.
+            ResourceExhaustedError: it does not fit; the message has the numbers.
+        """
+        shape = await self._library.shape(spec.weights_path)
+        return self._planner.place(spec, shape, machine or await self._available(list(leaving)))
+
+    async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:
+        """Check once more that the plan fits, beside what is loaded; ResourceExhaustedError with the numbers.
+
+        `unloaded` are the resource names of deployments that are not loaded though the journal has them as READY.
+        """
+        loaded = [
+            deployment
+            for deployment in self._book.deployments.values()
+            if deployment.state not in (State.CREATING, State.FAILED) and deployment.name not in unloaded
+        ]
+        topology = (await self._source.read()).with_promised(_growth(loaded))
+        for device_id, needed in plan.needs.items():
+            device = topology.device(device_id)
+            free = device.free_memory_bytes if device else 0
+            if needed > free:
+                raise ResourceExhaustedError(
+                    f"devices/{device_id}",
+                    f"{device_id} has {free:,} bytes left, the plan needs {needed:,}: something else took memory since "
+                    "it was made",
+                    reason="OUT_OF_DEVICE_MEMORY",
+                )
+
+    async def _available(self, leaving: Sequence[Deployment]) -> Topology:
+        """The machine less what the deployments on it may grow into; those that leave give back their weights."""
+        names = {deployment.name for deployment in leaving}
+        staying = [deployment for deployment in self._book.deployments.values() if deployment.name not in names]
+        changes = _growth(staying)
+        for deployment in leaving:
+            for stage in deployment.plan.stages:
+                for device in stage.device_ids:
+                    changes[device] = changes.get(device, 0) - stage.weight_bytes
+        return (await self._source.read()).with_promised(changes)
+
+
+def _growth(deployments: Iterable[Deployment]) -> dict[str, int]:
+    """Bytes that deployments may yet take, by device: what is loaded shows as used, cache and activations grow."""
+    growth: dict[str, int] = {}
+    for deployment in deployments:
+        if deployment.state is State.FAILED:
+            continue
+        for stage in deployment.plan.stages:
+            weights = stage.weight_bytes if deployment.state is State.CREATING else 0
+            for device in stage.device_ids:
+                growth[device] = growth.get(device, 0) + weights + stage.kv_bytes + stage.reserve_bytes
+    return growth

@@ -1,0 +1,132 @@
+"""What the use cases need of the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from uellm_deployer.domain.deployment import Deployment, Operation
+from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.plan import DeploymentPlan
+from uellm_deployer.domain.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """A change of one deployment, of one operation, or of both, written before it is made."""
+
+    operation: Operation | None = None
+    deployment: Deployment | None = None
+    removed: str = ""
+    """Resource name of a deployment that is gone for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryEntry:
+    """A model of the repository: contents by path relative to its folder."""
+
+    name: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a loaded engine says of itself, and what a first inference showed."""
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    step_seconds: float
+    """Of a decode step with one row; 0: not measured."""
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class TopologySource(Protocol):
+    """Reads the machine."""
+
+    async def read(self) -> Topology:
+        """Devices and links, with the memory that is free now."""
+
+
+class ModelLibrary(Protocol):
+    """Reads model folders."""
+
+    async def shape(self, weights_path: str) -> ModelShape:
+        """What the model is; InvalidArgumentError if it cannot be deployed."""
+
+
+class Journal(Protocol):
+    """Append-only memory that survives a crash."""
+
+    def entries(self) -> Sequence[JournalEntry]:
+        """What was there at the start, oldest first."""
+
+    async def append(self, entry: JournalEntry) -> None:
+        """Returns when the entry is on disk."""
+
+
+class Renderer(Protocol):
+    """Turns plans into what Triton reads."""
+
+    def render(self, plan: DeploymentPlan) -> RepositoryEntry:
+        """The repository entry of a plan, checked."""
+
+
+class Repository(Protocol):
+    """Triton's model repository. All methods may be repeated."""
+
+    async def stage(self, entry: RepositoryEntry) -> None:
+        """Write an entry beside the repository, down to the disk."""
+
+    async def install(self, name: str) -> None:
+        """Move a staged entry into the repository in one step."""
+
+    async def remove(self, name: str) -> None:
+        """Take an entry away, staged or installed; nothing if there is none."""
+
+    def contains(self, name: str) -> bool:
+        """Whether the entry is installed."""
+
+
+class ModelServer(Protocol):
+    """Triton. All methods raise UnavailableError if it cannot be reached."""
+
+    async def ready_models(self) -> frozenset[str]:
+        """The models that answer now."""
+
+    async def load(self, name: str) -> None:
+        """Load a model and wait until it is ready; FailedPreconditionError with Triton's reason otherwise."""
+
+    async def unload(self, name: str) -> None:
+        """Unload a model and wait until it is gone; nothing if it is not loaded."""
+
+    async def verify(self, name: str, plan_hash: str) -> EngineReport:
+        """Compare the plan hash and run a first inference; FailedPreconditionError says what is wrong."""
+
+    async def batches_running(self, name: str) -> int:
+        """Batches on the engine; 0 if the model is not loaded."""
+
+
+class Publisher(Protocol):
+    """Tells the other services."""
+
+    async def publish(self, deployment: Deployment) -> None:
+        """Write or renew the deployment's record."""
+
+    async def withdraw(self, name: str) -> None:
+        """Remove the record of a deployment."""
+
+    async def drained(self, deployment: Deployment) -> bool:
+        """Whether the scheduler knows that it is DRAINING, and has nothing in flight on it."""

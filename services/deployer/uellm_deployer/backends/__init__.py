@@ -1,0 +1,1 @@
+"""Engines that the deployer writes into a Triton model repository."""

@@ -1,0 +1,129 @@
+"""A causal language model of transformers with its tokenizer, loaded from a local folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from .cache import measured_bytes, new_cache
+from .packed import pack_linear_layers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """The model's config parameters (contract.py)."""
+
+    weights: str
+    device_map: Mapping[str, int | str]
+    dtype: str
+    threads: int
+
+    @staticmethod
+    def from_parameters(parameters: Mapping[str, str]) -> LoadOptions:
+        """Parse the strings of the model config; raises ValueError naming the parameter."""
+        if not parameters.get("weights"):
+            raise ValueError("model config parameter weights is missing: the folder of the model")
+        device_map = json.loads(parameters.get("device_map") or '{"": "cpu"}')
+        dtype = parameters.get("dtype") or "float32"
+        if dtype not in DTYPES:
+            raise ValueError(f"model config parameter dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+        threads = int(parameters.get("threads") or os.cpu_count() or 1)
+        return LoadOptions(parameters["weights"], dict(device_map), dtype, threads)
+
+
+class LanguageModel:
+    """What the engine needs of a model. `encode` and `decode` may run in two threads at once."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model = model
+        model.train(mode=False)
+        self._tokenizer = tokenizer
+        self._decoder = copy.deepcopy(tokenizer)  # a fast tokenizer must not encode and decode at once
+        text_config = model.config.get_text_config(decoder=True)
+        self.vocabulary = int(text_config.vocab_size)
+        self.context_limit = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
+        self.end_tokens = _end_tokens(model, tokenizer)
+        self.device = next(model.get_input_embeddings().parameters()).device
+        self.dtype = str(model.dtype).removeprefix("torch.")
+        parts = {id(part): part for part in [*model.parameters(), *model.buffers()]}
+        self.weight_bytes = sum(part.numel() * part.element_size() for part in parts.values())
+        self.kv_bytes_per_token = self._measure_kv_bytes()
+
+    @staticmethod
+    def load(options: LoadOptions) -> LanguageModel:
+        """Load safetensors weights and tokenizer from a folder; never runs code that lies there."""
+        torch.set_num_threads(options.threads)
+        model = AutoModelForCausalLM.from_pretrained(
+            options.weights,
+            device_map=dict(options.device_map),
+            dtype=DTYPES[options.dtype],
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(options.weights, local_files_only=True, trust_remote_code=False)
+        pack_linear_layers(model)
+        return LanguageModel(model, tokenizer)
+
+    def encode(self, text: str, *, chat: bool) -> list[int]:
+        """Token ids of a prompt, with the chat template (one user message) applied if `chat` and there is one."""
+        if chat and self._tokenizer.chat_template:
+            messages = [{"role": "user", "content": text}]
+            encoded: Any = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        else:
+            encoded = self._tokenizer(text)
+        return list(encoded["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of the tokens without special ones."""
+        return str(self._decoder.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def new_cache(self) -> DynamicCache:
+        """An empty key-value cache."""
+        return new_cache(self._model.config)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """One pass; `tokens` and `positions` are [rows, new], `mask` [rows, all so far]. Returns [rows, vocabulary].
+
+        The logits are those of the last token of each row.
+        """
+        output: Any = self._model(
+            input_ids=tokens.to(self.device),
+            attention_mask=None if mask is None else mask.to(self.device),
+            position_ids=positions.to(self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits
+        return logits[:, -1]
+
+    def _measure_kv_bytes(self) -> int:
+        """Bytes a token takes in the cache, measured as the difference of a second token."""
+        cache = self.new_cache()
+        sizes = []
+        with torch.inference_mode():
+            for position in (0, 1):
+                index = torch.tensor([[position]])
+                self.forward(torch.zeros_like(index), None, index, cache)
+                sizes.append(measured_bytes(cache))
+        return sizes[1] - sizes[0]
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    if configured is None:
+        return frozenset()
+    return frozenset(configured if isinstance(configured, list) else [configured])

@@ -1,0 +1,1 @@
+"""What the deployer knows and decides, without input or output."""

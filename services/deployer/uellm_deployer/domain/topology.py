@@ -1,0 +1,73 @@
+"""Devices of one machine and the links between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+
+class DeviceKind(StrEnum):
+    """What a device is."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    NIC = "nic"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that can hold layers, or that links such devices. Sizes in bytes; a rate of 0 is unknown."""
+
+    id: str
+    kind: DeviceKind
+    model: str
+    memory_bytes: int
+    free_memory_bytes: int
+    memory_bandwidth: float = 0.0
+    """Bytes a second, peak."""
+    flops: float = 0.0
+    """Operations a second, peak: dense half precision, on a CPU single precision."""
+    numa_node: int = -1
+    pci_bus_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link between two devices, the same in both directions."""
+
+    device_a: str
+    device_b: str
+    link_class: str
+    """As nvidia-smi names it: `NV{n}`, `PIX`, `PXB`, `PHB`, `NODE`, `SYS`."""
+    bandwidth: float
+    """Bytes a second in one direction."""
+    latency_seconds: float
+    peer_access: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """One machine."""
+
+    devices: tuple[Device, ...]
+    links: tuple[Link, ...]
+    source: str
+    """Where it was read from: `nvml`, `cpu`, `file`."""
+
+    def device(self, device_id: str) -> Device | None:
+        """The device of that id."""
+        return next((device for device in self.devices if device.id == device_id), None)
+
+    def framework_name(self, device_id: str) -> str:
+        """What an engine calls the device: `cpu`, or `cuda:{ordinal}` among the GPUs as listed, in PCI order."""
+        gpus = [device.id for device in self.devices if device.kind is DeviceKind.GPU]
+        return f"cuda:{gpus.index(device_id)}" if device_id in gpus else "cpu"
+
+    def with_promised(self, promised: Mapping[str, int]) -> Topology:
+        """The same, its free memory less what other deployments may still grow into (bytes by device id)."""
+        devices = tuple(
+            replace(device, free_memory_bytes=max(0, device.free_memory_bytes - promised.get(device.id, 0)))
+            for device in self.devices
+        )
+        return replace(self, devices=devices)
