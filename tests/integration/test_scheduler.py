@@ -187,6 +187,29 @@ async def test_sigkill_in_the_middle_and_a_restart_lose_nothing(replicas, bench:
     assert replicas[0].end() == 0
 
 
+async def test_a_scheduler_that_is_told_to_stop_hands_over(replicas, bench: Bench):
+    made = [make_submission(f"q{number}", tokens=150) for number in range(8)]
+    names = [one.name for one in made]
+    for replica in replicas:
+        replica.lease_seconds = 30
+        replica.start()
+    async with replicas[0].stub() as stub:
+
+        async def somebody_owns() -> bool:
+            return await owner_is(stub, "one") or await owner_is(stub, "two")
+
+        await until(somebody_owns)
+        owner, other = replicas if await owner_is(stub, "one") else reversed(replicas)
+    await bench.submit(*made)
+    await until(lambda: _has_delta(bench, names[1]))
+    assert owner.end() == 0
+    await until(lambda: bench.all_finished(names))
+    outcomes = await bench.check(names)
+    assert {(o.state, o.output_tokens) for o in outcomes} == {(QUERY_STATE_COMPLETED, 150)}
+    assert {outcome.dispatch_count for outcome in outcomes} <= {1, 2}
+    assert other.end() == 0
+
+
 async def test_a_replica_that_was_paused_past_its_lease_does_no_harm(replicas, bench: Bench):
     made = [make_submission(f"q{number}", tokens=150) for number in range(16)]
     names = [one.name for one in made]

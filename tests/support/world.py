@@ -91,7 +91,7 @@ class Engine:
 
     def cancel(self, batch_id: str, names: tuple[str, ...]) -> None:
         running = self.batches.get(batch_id)
-        for name in names if running else ():
+        for name in (names or list(running.left)) if running else ():
             if running.left.pop(name, None) is not None:
                 self._tell(running, on.RowNews(name, 0, (), "", "cancelled"))
         self._end_if_empty(batch_id)
@@ -204,6 +204,13 @@ class World:
         self.owner.fenced = True
         for batch_id in [b for b, running in self.engine.batches.items() if running.replica is self.owner]:
             del self.engine.batches[batch_id]
+        self.take_over()
+
+    def hand_over(self) -> None:
+        """The owner is told to stop; it goes on for a while, then another one takes over."""
+        self._step(self.owner, on.HandOver())
+        for _ in range(self.choice.randint(0, 20)):
+            self.choice.choice([self.write, self.hear, self.produce, self.tick, self.submit, self.take])()
         self.take_over()
 
     def take_over(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.support.world import World
 from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_COMPLETED, QUERY_STATE_FAILED
 
-MISHAPS = {"crash": 0.3, "take_over": 0.3, "engine_dies": 0.3, "engine_lets_go": 0.3, "cancel": 0.5}
+MISHAPS = {"crash": 0.3, "hand_over": 0.3, "take_over": 0.3, "engine_dies": 0.3, "engine_lets_go": 0.3, "cancel": 0.5}
 NORMAL = {"submit": 2.0, "take": 2.0, "write": 6.0, "hear": 6.0, "produce": 5.0, "tick": 1.0}
 
 

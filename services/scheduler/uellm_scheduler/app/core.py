@@ -47,6 +47,7 @@ class SchedulerCore:
             on.EngineNews: self.flight.engine_news,
             on.BatchEnded: self.flight.batch_ended,
             on.EngineReady: self.flight.engine_ready,
+            on.HandOver: self.flight.hand_over,
             on.Tick: self._tick,
         }
 
@@ -106,7 +107,7 @@ class SchedulerCore:
     def _decide(self, now_ms: int) -> None:
         self.wake_ms = None
         engines = tuple(engine.view() for engine in self.flight.engines.values() if engine.accepts)
-        if not self.pending or not any(engine.free_batches for engine in engines):
+        if self.flight.handing_over or not self.pending or not any(engine.free_batches for engine in engines):
             return
         slots = self.pending.slots()
         not_before = self.pending.column("not_before_ms")[slots]

@@ -57,7 +57,7 @@ class RunBatch:
 
 @dataclass(frozen=True, slots=True)
 class CancelRows:
-    """Ask the engine to end some rows of a batch."""
+    """Ask the engine to end some rows of a batch; without names, all of them."""
 
     batch_id: str
     deployment: DeploymentRecord

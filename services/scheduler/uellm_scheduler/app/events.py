@@ -98,6 +98,11 @@ class EngineReady:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """This owner stops: engines end its batches, and the next owner goes on with their rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -111,5 +116,6 @@ Event = (
     | EngineNews
     | BatchEnded
     | EngineReady
+    | HandOver
     | Tick
 )

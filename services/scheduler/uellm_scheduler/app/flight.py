@@ -39,6 +39,7 @@ class Flight:
     ) -> None:
         self.engines: dict[str, Engine] = {}
         self.batches: dict[str, Batch] = {}
+        self.handing_over = False
         self._rows: dict[str, Batch] = {}
         self._prefix = batch_prefix
         self._batch_count = 0
@@ -68,6 +69,13 @@ class Flight:
         """An engine answers again."""
         if event.deployment in self.engines:
             self.engines[event.deployment].healthy = True
+
+    def hand_over(self, event: on.HandOver, now_ms: int) -> None:  # noqa: ARG002
+        """Have engines end what runs. Rows that were not finished stay in the store as they are."""
+        self.handing_over = True
+        for batch in self.batches.values():
+            if batch.begun:
+                self._effects.append(do.CancelRows(batch.batch_id, batch.deployment, ()))
 
     def dispatch(self, deployment: str, queries: list[PendingQuery], now_ms: int) -> None:
         """Put queries, taken out of the pending table, on an engine."""
@@ -103,7 +111,7 @@ class Flight:
             for row, answer in zip(list(batch.rows.values()), event.answers, strict=True)
         ]
         ready = tuple(row for row in rows if row is not None)
-        if ready:
+        if ready and not self.handing_over:
             self._effects.append(do.RunBatch(batch.batch_id, batch.deployment, ready))
         else:
             self._forget(batch)
@@ -211,6 +219,8 @@ class Flight:
         return _finish(row, outcome, delta)
 
     def _retry(self, batch: Batch, row: Row, error: str, now_ms: int) -> None:
+        if self.handing_over:
+            return
         backoff = self._limits.retry_backoff_ms * 2 ** (row.attempt - 1) * self._random.uniform(0.5, 1.0)
         pending = PendingQuery(
             name=row.pending.name,

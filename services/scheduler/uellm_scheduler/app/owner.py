@@ -39,6 +39,7 @@ TICK_SECONDS = 0.25
 BACKLOG_SECONDS = 0.1
 BACKLOG_TIME_TO_LIVE_MS = 5_000
 PROBE_SECONDS = 0.25
+HAND_OVER_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,14 @@ class QueueOwner:
         finally:
             self._around.directory.off_change(listener)
             self._tasks = None
+
+    async def hand_over(self) -> None:
+        """End what runs, read the engines' streams to their end, and write what is to be written; bounded in time."""
+        self.tell(on.HandOver())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_SECONDS):
+                while self._batches or not self._writer.idle:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
 
     def tell(self, event: on.Event) -> None:
         """Give the core an event and have its wishes carried out."""

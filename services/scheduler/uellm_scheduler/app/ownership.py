@@ -74,6 +74,7 @@ class Ownership:
         return owner.lease
 
     async def _give_up(self, model: str) -> None:
+        await self._owned[model][0].hand_over()
         lease = await self._stop(model)
         with contextlib.suppress(RedisError, OSError):
             await self._leases.release(lease)
