@@ -1,4 +1,4 @@
-"""The Lua scripts against their model: the same random operations, the same answers. On Redis 6.2, and on 7 if there."""
+"""The Lua scripts against their model: the same random operations, the same answers. On Redis 6.2, and 7 if there."""
 
 from __future__ import annotations
 

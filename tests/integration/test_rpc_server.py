@@ -84,13 +84,13 @@ class Raising(profiler_pb2_grpc.ProfilerServiceServicer):
         self.waiting = asyncio.Event()
         self.outages = 0
 
-    async def Profile(self, _request: Any, _context: Any) -> Any:  # noqa: N802
+    async def Profile(self, _request: Any, _context: Any) -> Any:
         if self.outages:
             self.outages -= 1
             raise RAISED["down"]
         return profiler_pb2.ProfileResponse()
 
-    async def Submit(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Submit(self, request: Any, context: Any) -> Any:
         if request.query_id in RAISED:
             raise RAISED[request.query_id]
         if request.query_id == "wait":
@@ -100,7 +100,7 @@ class Raising(profiler_pb2_grpc.ProfilerServiceServicer):
             await context.abort(grpc.StatusCode.DATA_LOSS, "by hand")
         return profiler_pb2.SubmitResponse(name=f"{request.parent}/queries/{request.query_id}")
 
-    async def SubmitStream(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+    async def SubmitStream(self, request_iterator: Any, context: Any) -> Any:
         async for request in request_iterator:
             answer = await self.Submit(request.submit, context)
             yield profiler_pb2.SubmitStreamResponse(correlation_id=request.correlation_id, accepted=answer)
