@@ -93,6 +93,8 @@ class Call:
         if inner.outputs:
             self._apply(triton.InferResult(inner))
         if self.done:
+            # Closing before the status has come would cancel the RPC.
+            assert next(self._stream, None) is None, "something followed the final response"
             self._channel.close()
 
     def finish(self) -> Call:

@@ -136,3 +136,13 @@ def test_memory_arithmetic():
     one = activation_bytes(1, 100, 576, 1536, 49152, 4)
     assert activation_bytes(2, 100, 576, 1536, 49152, 4) == 2 * one
     assert one == 100 * (2 * 576 + 3 * 1536) * 4 + 100 * 100 + 49152 * 4
+
+
+def test_a_tied_head_that_the_engine_repacks_takes_memory_but_is_no_parameter():
+    tensors = [TensorInfo("model.embed_tokens.weight", "F32", (LLAMA["vocab_size"], LLAMA["hidden_size"]))]
+    shape = model_shape(LLAMA | {"tie_word_embeddings": True}, tensors, "")
+    plain, apart = shape.facts(4), shape.facts(4, head_apart=True)
+    assert apart.parameter_count == plain.parameter_count
+    assert apart.weight_bytes == 2 * plain.weight_bytes
+    untied = model_shape(LLAMA | {"tie_word_embeddings": False}, tensors, "")
+    assert untied.facts(4, head_apart=True).weight_bytes == untied.facts(4).weight_bytes

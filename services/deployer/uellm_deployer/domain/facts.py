@@ -74,9 +74,15 @@ class ModelShape:
     parameter_count: int
     fingerprint: str
     """Of config and weights: changes when they do."""
+    tied_head: bool = False
+    """Whether the output head is the embedding."""
 
-    def facts(self, bytes_per_element: int) -> ModelFacts:
-        """The facts when every parameter and cache element takes so many bytes."""
+    def facts(self, bytes_per_element: int, *, head_apart: bool = False) -> ModelFacts:
+        """The facts when every parameter and cache element takes so many bytes.
+
+        `head_apart`: the engine holds a tied output head a second time, in a layout of its own.
+        """
+        head = self.vocabulary_size * self.hidden_size if self.tied_head and head_apart else 0
         return ModelFacts(
             architecture=self.architecture,
             layers=self.layers,
@@ -86,7 +92,7 @@ class ModelShape:
             head_size=self.head_size,
             vocabulary_size=self.vocabulary_size,
             context_limit_tokens=self.context_limit_tokens,
-            weight_bytes=self.parameter_count * bytes_per_element,
+            weight_bytes=(self.parameter_count + head) * bytes_per_element,
             kv_bytes_per_token=kv_bytes_per_token(self.layers, self.kv_heads, self.head_size, bytes_per_element),
             parameter_count=self.parameter_count,
         )
@@ -114,6 +120,7 @@ def model_shape(config: Mapping[str, Any], tensors: Iterable[TensorInfo], finger
         intermediate_size=_size(config, ("intermediate_size", "n_inner"), 4 * hidden),
         parameter_count=_parameter_count(tensors, tied=config.get("tie_word_embeddings") is True),
         fingerprint=fingerprint,
+        tied_head=config.get("tie_word_embeddings") is True,
         **sizes,
     )
 

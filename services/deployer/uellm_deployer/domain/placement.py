@@ -93,7 +93,8 @@ def _free(topology: Topology, device_id: str) -> int:
 
 def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: ModelShape) -> DeploymentPlan:
     dtype = spec.dtype or _DEFAULT_DTYPE[device.kind]
-    facts = shape.facts(ELEMENT_BYTES[dtype])
+    # On a CPU the backend repacks linear layers, the head too, while the embedding keeps the plain layout.
+    facts = shape.facts(ELEMENT_BYTES[dtype], head_apart=device.kind is DeviceKind.CPU)
     resolved = _resolve(replace(spec, dtype=dtype), facts)
     stage = _stage(device, resolved, shape, facts)
     times = step_time(facts, device)

@@ -40,8 +40,10 @@ class BufferedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transform
     def keep(self, rows: Tensor, trim: int) -> None:
         """Keep these rows and drop the first `trim` tokens of each."""
         rows = rows.to(self.keys.device)
-        keys, values = (part[:, :, trim:].index_select(0, rows) for part in (self.keys, self.values))
-        self._reserve(keys, values, keys.shape[2])
+        tokens = self.keys.shape[2] - trim
+        self._key_buffer = self._key_buffer[:, :, trim:].index_select(0, rows)
+        self._value_buffer = self._value_buffer[:, :, trim:].index_select(0, rows)
+        self._show(tokens)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows, in this order."""

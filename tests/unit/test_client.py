@@ -1,0 +1,264 @@
+"""The client against an in-process server that loses connections."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from uellm.client import AsyncClient, Client, Endpoints, Event, Outcome, Restarted, TokenDelta, Transcript
+from uellm.client.following import Patience
+from uellm.client.requests import Defaults, submit_request
+from uellm.local.process import free_port
+from uellm.rpc.errors import InvalidArgumentError, NotFoundError, UellmError, UnavailableError
+from uellm.v1 import profiler_pb2, query_pb2, scheduler_pb2, stream_pb2
+from uellm.v1.profiler_pb2_grpc import ProfilerServiceServicer, add_ProfilerServiceServicer_to_server
+from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer, add_SchedulerServiceServicer_to_server
+
+NAME = "tenants/local/models/tiny/queries/q"
+
+
+def delta(index: int, text: str, attempt: int = 1) -> stream_pb2.QueryEvent:
+    return stream_pb2.QueryEvent(
+        token_delta=TokenDelta(attempt=attempt, first_token_index=index, token_ids=[index], text=text)
+    )
+
+
+STORED = [
+    stream_pb2.QueryEvent(admitted=stream_pb2.Admitted()),
+    delta(0, "void "),
+    stream_pb2.QueryEvent(restarted=Restarted(attempt=2, resume_index=0)),
+    delta(0, "the ", 2),
+    delta(1, "answer", 2),
+    stream_pb2.QueryEvent(outcome=Outcome(state=query_pb2.QUERY_STATE_COMPLETED, text="the answer")),
+]
+
+
+@dataclass
+class Server(SchedulerServiceServicer, ProfilerServiceServicer):
+    """Has one query; each connection carries `per_connection` events and is then lost with the next of `losses`."""
+
+    per_connection: int = 1000
+    losses: list[grpc.StatusCode | None] = field(default_factory=list)
+    refusals: int = 0
+    cursors: list[str] = field(default_factory=list)
+    submitted: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    watched: threading.Event = field(default_factory=threading.Event)
+
+    def Watch(self, request: Any, context: Any) -> Iterator[scheduler_pb2.WatchResponse]:
+        target = request.targets[0]
+        if target.name != NAME:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such query")
+        self.cursors.append(target.cursor)
+        self.watched.set()
+        begin = int(target.cursor or 0)
+        for number, event in enumerate(STORED[begin : begin + self.per_connection], begin + 1):
+            yield scheduler_pb2.WatchResponse(name=NAME, cursor=str(number), event=event)
+        if begin + self.per_connection < len(STORED):
+            loss = self.losses[len(self.cursors) % len(self.losses)]
+            if loss is not None:
+                context.abort(loss, "gone")
+
+    def GetQuery(self, request: Any, context: Any) -> scheduler_pb2.GetQueryResponse:
+        status = scheduler_pb2.QueryStatus(name=request.name, state=query_pb2.QUERY_STATE_RUNNING)
+        return scheduler_pb2.GetQueryResponse(status=status)
+
+    def CancelQuery(self, request: Any, context: Any) -> scheduler_pb2.CancelQueryResponse:
+        self.cancelled.append(request.name)
+        return scheduler_pb2.CancelQueryResponse(state=query_pb2.QUERY_STATE_RUNNING)
+
+    def Submit(self, request: Any, context: Any) -> profiler_pb2.SubmitResponse:
+        self.submitted.append(request.query_id)
+        if len(self.submitted) <= self.refusals:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return profiler_pb2.SubmitResponse(name=NAME, queue_depth=1)
+
+    def Profile(self, request: Any, context: Any) -> profiler_pb2.ProfileResponse:
+        bad = error_details_pb2.BadRequest()
+        bad.field_violations.add(field="query.prompt", description="must not be empty")
+        context.set_trailing_metadata([("grpc-status-details-bin", _status(3, "bad", bad))])
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bad")
+        raise AssertionError
+
+
+def _status(code: int, message: str, detail: Any) -> bytes:
+    from google.rpc import status_pb2
+
+    status = status_pb2.Status(code=code, message=message)
+    status.details.add().Pack(detail)
+    return bytes(status.SerializeToString())
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def endpoints(server: Server) -> Iterator[Endpoints]:
+    grpc_server = grpc.server(ThreadPoolExecutor(4))
+    add_SchedulerServiceServicer_to_server(server, grpc_server)
+    add_ProfilerServiceServicer_to_server(server, grpc_server)
+    port = grpc_server.add_insecure_port("127.0.0.1:0")
+    grpc_server.start()
+    address = f"127.0.0.1:{port}"
+    yield Endpoints(address, address, address)
+    grpc_server.stop(None).wait()
+
+
+@pytest.fixture
+def client(endpoints: Endpoints) -> Iterator[Client]:
+    with Client(endpoints, model="tiny") as client:
+        yield client
+
+
+@pytest.fixture
+async def async_client(endpoints: Endpoints) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(endpoints, model="tiny") as client:
+        yield client
+
+
+def inner(event: stream_pb2.QueryEvent) -> Event:
+    found: Event = getattr(event, str(event.WhichOneof("event")))
+    return found
+
+
+LOSSES = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, None]
+
+
+def test_a_stream_goes_on_where_it_was(client: Client, server: Server) -> None:
+    server.per_connection, server.losses = 2, LOSSES
+    assert list(client.stream(NAME)) == [inner(event) for event in STORED]
+    assert server.cursors == ["", "2", "4"]
+
+
+async def test_an_async_stream_goes_on_where_it_was(async_client: AsyncClient, server: Server) -> None:
+    server.per_connection, server.losses = 1, LOSSES
+    assert [event async for event in async_client.stream(NAME)] == [inner(event) for event in STORED]
+    assert server.cursors == ["", "1", "2", "3", "4", "5"]
+
+
+def test_patience_ends(endpoints: Endpoints, server: Server) -> None:
+    server.per_connection, server.losses = 0, [grpc.StatusCode.UNAVAILABLE]
+    with Client(endpoints, reconnect_seconds=0.3) as client, pytest.raises(UnavailableError):
+        list(client.stream(NAME))
+    assert len(server.cursors) > 1
+
+
+def test_other_errors_are_raised_at_once(client: Client, server: Server) -> None:
+    server.per_connection, server.losses = 1, [grpc.StatusCode.PERMISSION_DENIED]
+    with pytest.raises(UellmError) as caught:
+        list(client.stream(NAME))
+    assert caught.value.code == "PERMISSION_DENIED"
+    with pytest.raises(NotFoundError):
+        list(client.stream(NAME + "x"))
+    assert server.cursors == [""]
+
+
+def test_submit_repeats_with_the_same_id(client: Client, server: Server) -> None:
+    server.refusals = 2
+    assert client.submit("hi").name == NAME
+    assert len(server.submitted) == 3
+    assert len(set(server.submitted)) == 1
+    assert server.submitted[0]
+
+
+def test_generate_returns_the_outcome(client: Client, server: Server) -> None:
+    assert client.generate("hi").text == "the answer"
+    assert server.cancelled == []
+
+
+async def test_a_cancelled_generate_cancels_its_query(async_client: AsyncClient, server: Server) -> None:
+    server.per_connection, server.losses = 0, [grpc.StatusCode.UNAVAILABLE]
+    task = asyncio.create_task(async_client.generate("hi"))
+    assert await asyncio.to_thread(server.watched.wait, 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert server.cancelled == [NAME]
+
+
+async def test_field_violations_arrive(client: Client, async_client: AsyncClient) -> None:
+    for call in (lambda: client.profile(""), None):
+        with pytest.raises(InvalidArgumentError) as caught:
+            call() if call else await async_client.profile("")
+        assert [violation.field for violation in caught.value.violations] == ["query.prompt"]
+
+
+def test_nobody_there_is_said_soon() -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    with Client(Endpoints(nobody, nobody, nobody), submit_seconds=0.2) as client, pytest.raises(UnavailableError):
+        client.submit("hi")
+
+
+def test_patience_is_renewed_by_success() -> None:
+    now = [0.0]
+    patience = Patience(1.0, clock=lambda: now[0])
+    lost = UnavailableError("gone")
+    assert [patience.pause_after(lost), patience.pause_after(lost)] == [0.1, 0.2]
+    now[0] = 0.9
+    with pytest.raises(UnavailableError):
+        patience.pause_after(lost)
+    patience.renew()
+    assert patience.pause_after(lost) == 0.1
+
+
+def test_a_transcript_drops_what_is_void() -> None:
+    transcript = Transcript()
+    for event in [delta(0, "a"), delta(1, "b"), delta(2, "c")]:
+        transcript.add(inner(event))
+    transcript.add(Restarted(attempt=2, resume_index=2))
+    assert transcript.text == "ab"
+    assert transcript.add(inner(delta(2, "d", 2))) == "d"
+    assert transcript.text == "abd"
+
+
+def test_prompts_of_all_kinds_and_options_reach_the_request() -> None:
+    defaults = Defaults("tiny", "local")
+    options: Any = {
+        "tenant": "acme",
+        "slo_seconds": 1.5,
+        "first_token_slo_seconds": 0.25,
+        "on_miss": "cancel",
+        "max_output_tokens": 9,
+        "temperature": 0.0,
+        "stop": ["\n"],
+        "labels": {"a": "b"},
+    }
+    request = submit_request("hi", options, defaults)
+    assert request.parent == "tenants/acme/models/tiny"
+    assert request.query.prompt == "hi"
+    assert request.query.slo.completion.ToMilliseconds() == 1500
+    assert request.query.slo.first_token.ToMilliseconds() == 250
+    assert request.query.slo.on_miss == query_pb2.ON_MISS_CANCEL
+    assert request.query.generation.HasField("temperature")
+    assert not request.query.generation.HasField("seed")
+    assert list(request.query.generation.stop) == ["\n"]
+    assert dict(request.query.labels) == {"a": "b"}
+    assert not submit_request("hi", {}, defaults).query.HasField("slo")
+    assert list(submit_request([1, 2], {}, defaults).query.prompt_token_ids.ids) == [1, 2]
+    chat = submit_request([{"role": "user", "content": "hi"}], {}, defaults).query.chat
+    assert [(message.role, message.content) for message in chat.messages] == [("user", "hi")]
+
+
+def test_endpoints_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UELLM_SCHEDULER", "elsewhere:1")
+    monkeypatch.delenv("UELLM_PROFILER", raising=False)
+    monkeypatch.setenv("UELLM_DEPLOYER", "")
+    assert Endpoints.from_environment() == Endpoints("127.0.0.1:50051", "elsewhere:1", "127.0.0.1:50053")
+
+
+def test_the_client_needs_no_heavy_packages() -> None:
+    code = "import sys, uellm.client; print([m for m in ('torch', 'numpy', 'redis') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "[]"

@@ -1,0 +1,116 @@
+"""The padded batch against transformers' own generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from uellm_deployer.backends.hf.uellm_hf import batch as batch_module
+from uellm_deployer.backends.hf.uellm_hf.batch import StaticBatch
+from uellm_deployer.backends.hf.uellm_hf.language_model import LanguageModel, LoadOptions
+from uellm_deployer.backends.hf.uellm_hf.packed import pack_linear_layers
+
+from tests.support.tiny_model import make_tiny_model, make_tokenizer
+
+PROMPTS = ([3, 4, 5, 6, 7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33])
+STEPS = 100  # more than the room that a cache buffer has at first
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> LanguageModel:
+    return LanguageModel.load(LoadOptions.from_parameters({"weights": str(folder), "threads": "2"}))
+
+
+def reference(model: PreTrainedModel, prompt: Sequence[int], steps: int = STEPS) -> list[int]:
+    inputs = torch.tensor([prompt])
+    output = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=steps, do_sample=False, eos_token_id=None
+    )
+    return list(output[0, len(prompt) :].tolist())
+
+
+@torch.inference_mode()
+def generate(model: LanguageModel, leave: dict[int, int], steps: int = STEPS) -> list[list[int]]:
+    """Greedy tokens of PROMPTS; row r leaves after `leave[r]` tokens."""
+    batch = StaticBatch(model, PROMPTS)
+    tokens = batch.prefill().argmax(-1)
+    answers: list[list[int]] = [[] for _ in PROMPTS]
+    rows = list(range(len(PROMPTS)))
+    for step in range(1, steps + 1):
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            answers[row].append(token)
+        stay = [i for i, row in enumerate(rows) if leave.get(row, steps) > step]
+        if len(stay) < len(rows) and stay:
+            batch.keep(stay)
+            rows, tokens = [rows[i] for i in stay], tokens[stay]
+        if step < steps and stay:
+            tokens = batch.step(tokens).argmax(-1)
+            assert not batch._plain or batch.padded == max(batch.contexts)  # padding that no row needs is gone
+            assert batch.contexts == [len(PROMPTS[row]) + step for row in rows]
+    return answers
+
+
+def test_rows_generate_what_they_generate_alone(folder: Path, model: LanguageModel) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert generate(model, leave={}) == [reference(plain, prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("leave", [{0: 7}, {1: 1, 2: 30}, {0: 70, 2: 65}])
+def test_rows_that_leave_do_not_change_the_others(model: LanguageModel, leave: dict[int, int]) -> None:
+    undisturbed = generate(model, leave={})
+    assert generate(model, leave) == [tokens[: leave.get(row, STEPS)] for row, tokens in enumerate(undisturbed)]
+
+
+def test_prefill_in_parts_is_the_same(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        whole = StaticBatch(model, PROMPTS).prefill()
+        monkeypatch.setattr(batch_module, "PREFILL_TOKENS", 2 * len(PROMPTS))
+        parts = StaticBatch(model, PROMPTS).prefill()
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sliding_window_is_left_to_transformers() -> None:
+    config = MistralConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        plain = MistralForCausalLM(config).train(mode=False)
+    tokenizer = make_tokenizer()
+    alone = [reference(plain, prompt, 20) for prompt in PROMPTS]
+    assert generate(LanguageModel(plain, tokenizer), leave={0: 5}, steps=20) == [alone[0][:5], *alone[1:]]
+
+
+def test_facts_of_the_model(model: LanguageModel) -> None:
+    assert model.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head size, float32
+    assert model.weight_bytes >= 4 * (264 * 64 + 2 * (64 * 64 + 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96))
+    assert (model.vocabulary, model.context_limit, model.end_tokens) == (264, 512, frozenset({256}))
+    assert model.decode(model.encode("héllo", chat=False)) == "héllo"
+    assert model.decode(model.encode("hi", chat=True)) == "user\nhi\nassistant\n"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_compute_the_same(dtype: torch.dtype) -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(48, 80), torch.nn.Linear(80, 16, bias=False)).to(dtype)
+    states = torch.randn(3, 5, 48, dtype=dtype)
+    with torch.inference_mode():
+        expected = plain(states)
+        assert pack_linear_layers(plain) == 2
+        assert not any(type(layer) is torch.nn.Linear for layer in plain)
+        torch.testing.assert_close(plain(states), expected)

@@ -1,0 +1,26 @@
+"""Errors that people meet, in words instead of tracebacks."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+
+from uellm.cli.output import stderr
+from uellm.rpc.errors import UellmError
+
+# Named and not imported: most commands start without the modules that define the others.
+_EXPECTED_MODULES = ("uellm.local.",)
+
+
+def expected(error: Exception) -> bool:
+    """Whether its message says enough."""
+    return isinstance(error, UellmError | OSError) or type(error).__module__.startswith(_EXPECTED_MODULES)
+
+
+def say(error: Exception) -> None:
+    """Print it on stderr."""
+    first, _, rest = str(error).partition("\n")
+    if isinstance(error, UellmError) and error.code == "UNAVAILABLE":
+        first = f"a service does not answer: {first}. See `uellm status`"
+    stderr.print(f"[bold red]error:[/] {escape(first)}", soft_wrap=True)
+    if rest:
+        stderr.print(escape(rest), style="dim", soft_wrap=True)

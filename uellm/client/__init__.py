@@ -1,0 +1,35 @@
+"""The Python client: submit queries, stream answers, read predictions.
+
+    with Client() as client:
+        print(client.generate("Why is the sky blue?", slo_seconds=30).text)
+
+`Client` is for threads, `AsyncClient` for asyncio; both have the same methods. Errors are those of
+`uellm.rpc.errors`: `RefusedError` carries the numbers of a refusal, `UnavailableError` says that nobody answers.
+"""
+
+from uellm.client.aio import AsyncClient
+from uellm.client.endpoints import DEFAULT_MODEL, Endpoints
+from uellm.client.following import Event, Transcript
+from uellm.client.requests import Prompt, QueryOptions, Submitted
+from uellm.client.sync import Client
+from uellm.v1.query_pb2 import Outcome, ResourceProfile
+from uellm.v1.stream_pb2 import Admitted, Batched, Preempted, Restarted, TokenDelta
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Admitted",
+    "AsyncClient",
+    "Batched",
+    "Client",
+    "Endpoints",
+    "Event",
+    "Outcome",
+    "Preempted",
+    "Prompt",
+    "QueryOptions",
+    "ResourceProfile",
+    "Restarted",
+    "Submitted",
+    "TokenDelta",
+    "Transcript",
+]

@@ -1,0 +1,190 @@
+"""The client for threads."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+
+from uellm.client.endpoints import DEFAULT_MODEL, DEFAULT_TENANT, Endpoints, client_channel_options
+from uellm.client.following import Event, Following, Patience
+from uellm.client.requests import (
+    Defaults,
+    Prompt,
+    QueryOptions,
+    Submitted,
+    name_of,
+    profile_request,
+    submit_request,
+    submitted,
+)
+from uellm.rpc.channel import ClientTls
+from uellm.rpc.errors import UellmError
+from uellm.rpc.status import from_rpc_error
+from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
+from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
+from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
+from uellm.v1.query_pb2 import Outcome, QueryState, ResourceProfile
+from uellm.v1.scheduler_pb2 import (
+    CancelQueryRequest,
+    GetQueryRequest,
+    GetQueueRequest,
+    GetQueueResponse,
+    QueryStatus,
+)
+from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
+
+
+class Client:
+    """Talks to the three services; may be shared between threads. Use it as a context manager, or `close` it."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints | None = None,
+        *,
+        model: str = DEFAULT_MODEL,
+        tenant: str = DEFAULT_TENANT,
+        tls: ClientTls | None = None,
+        timeout_seconds: float = 30.0,
+        submit_seconds: float = 5.0,
+        reconnect_seconds: float = 60.0,
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            endpoints: where the services answer; default: `Endpoints.from_environment()`.
+            model: logical model of queries that name none.
+            tenant: tenant of queries that name none.
+            tls: None for plain text.
+            timeout_seconds: of one call that does not stream.
+            submit_seconds: how long `submit` tries to reach the profiler.
+            reconnect_seconds: how long `stream` tries to reach the scheduler again after a lost connection.
+        """
+        where = endpoints or Endpoints.from_environment()
+        self._channels = [_channel(target, tls) for target in (where.profiler, where.scheduler, where.deployer)]
+        self._profiler = ProfilerServiceStub(self._channels[0])  # type: ignore[no-untyped-call]
+        self._scheduler = SchedulerServiceStub(self._channels[1])  # type: ignore[no-untyped-call]
+        self._deployer = DeployerServiceStub(self._channels[2])  # type: ignore[no-untyped-call]
+        self._defaults = Defaults(model, tenant)
+        self._timeout_seconds = timeout_seconds
+        self._submit_seconds = submit_seconds
+        self._reconnect_seconds = reconnect_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; streams end."""
+        for channel in self._channels:
+            channel.close()
+
+    def profile(self, prompt: Prompt, **options: Unpack[QueryOptions]) -> ResourceProfile:
+        """What a query would cost. Nothing is submitted."""
+        request = profile_request(prompt, options, self._defaults)
+        profile: ResourceProfile = self._call(self._profiler.Profile, request).profile
+        return profile
+
+    def submit(self, prompt: Prompt, **options: Unpack[QueryOptions]) -> Submitted:
+        """Submit a query; returns when it is accepted. A lost connection does not submit it twice.
+
+        Raises:
+            RefusedError: it is not accepted; `refusal` has the reason and its numbers.
+            InvalidArgumentError: something about it is wrong; `violations` name the fields.
+            AlreadyExistsError: another query has its id.
+            UnavailableError: the profiler does not answer.
+        """
+        request = submit_request(prompt, options, self._defaults)
+        patience = Patience(self._submit_seconds)
+        while True:
+            try:
+                return submitted(self._call(self._profiler.Submit, request))
+            except UellmError as error:
+                time.sleep(patience.pause_after(error))
+
+    def stream(self, query: str | Submitted) -> Iterator[Event]:
+        """The events of a query from its beginning; the last one is its outcome.
+
+        Goes on where it was after a lost connection. Raises NotFoundError for a query that there is not (any more),
+        UnavailableError if the scheduler cannot be reached again.
+        """
+        following = Following(name_of(query), Patience(self._reconnect_seconds))
+        while True:
+            call = self._scheduler.Watch(following.request())
+            lost: UellmError | None = None
+            try:
+                for response in call:
+                    yield following.take(response)
+            except grpc.RpcError as error:
+                lost = from_rpc_error(error)
+            finally:
+                call.cancel()
+            if following.finished:
+                return
+            time.sleep(following.pause_after(lost))
+
+    def generate(self, prompt: Prompt, **options: Unpack[QueryOptions]) -> Outcome:
+        """Submit a query and wait for its outcome. An interrupt or another exception meanwhile cancels it."""
+        query = self.submit(prompt, **options)
+        try:
+            return self.outcome(query)
+        except BaseException:
+            self._cancel_quietly(query)
+            raise
+
+    def outcome(self, query: str | Submitted) -> Outcome:
+        """Wait for the outcome of a query."""
+        *_, last = self.stream(query)
+        assert isinstance(last, Outcome)
+        return last
+
+    def get(self, query: str | Submitted) -> QueryStatus:
+        """Where a query stands, with its outcome if it has one."""
+        status: QueryStatus = self._call(self._scheduler.GetQuery, GetQueryRequest(name=name_of(query))).status
+        return status
+
+    def cancel(self, query: str | Submitted) -> QueryState:
+        """Ask for the end of a query; returns where it stood. Its outcome follows, unless it has one already."""
+        state: QueryState = self._call(self._scheduler.CancelQuery, CancelQueryRequest(name=name_of(query))).state
+        return state
+
+    def queue(self, model: str = "") -> GetQueueResponse:
+        """What waits and runs for a model; default: the client's."""
+        request = GetQueueRequest(model=model or self._defaults.model)
+        response: GetQueueResponse = self._call(self._scheduler.GetQueue, request)
+        return response
+
+    def deployments(self) -> list[Deployment]:
+        """What is deployed, by name."""
+        found: list[Deployment] = []
+        request = ListDeploymentsRequest()
+        while True:
+            page = self._call(self._deployer.ListDeployments, request)
+            found.extend(page.deployments)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    def _cancel_quietly(self, query: Submitted) -> None:
+        with contextlib.suppress(UellmError):  # what is being raised says more
+            self.cancel(query)
+
+
+def _channel(target: str, tls: ClientTls | None) -> grpc.Channel:
+    if tls is None:
+        return grpc.insecure_channel(target, options=client_channel_options())
+    return grpc.secure_channel(target, tls.credentials(), options=client_channel_options())

