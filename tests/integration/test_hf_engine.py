@@ -164,8 +164,9 @@ def test_unloading_waits_for_what_runs(server: EmbeddedTriton, client: triton.St
 # Last: Triton 2.51 may keep a reference to the model of a cancelled stream.
 def test_cancelling_the_rpc_ends_its_batch(server: EmbeddedTriton, client: triton.StaticEngineClient) -> None:
     long = {f"r{i}": row(max_tokens=480) for i in range(8)}
-    running, waiting = client.start("running", long), client.start("waiting", long)
+    running = client.start("running", long)
     running.next()
+    waiting = client.start("waiting", long)
     wait_until(lambda: client.describe()["batches_running"] == 2)
     waiting.cancel_rpc()
     wait_until(lambda: client.describe()["batches_running"] == 1)

@@ -153,6 +153,21 @@ def test_triton_stops_with_its_stubs_and_frees_its_port(tmp_path: Path) -> None:
     assert not listens(server.options.grpc_port)
 
 
+def test_stubs_end_when_triton_is_killed(tmp_path: Path) -> None:
+    triton.write_static_engine(tmp_path / "models", "tiny", make_tiny_model(tmp_path / "weights"))
+    server = triton.start_triton(tmp_path)
+    try:
+        triton.load(server, "tiny")
+        process = psutil.Process(server.process.pid)
+        stubs = process.children(recursive=True)
+        assert stubs
+        process.kill()
+        _, alive = psutil.wait_procs(stubs, timeout=10)
+        assert not alive
+    finally:
+        server.stop()
+
+
 def test_a_repository_that_does_not_fit_is_reported(tmp_path: Path) -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):

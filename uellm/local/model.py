@@ -15,6 +15,8 @@ from pathlib import Path
 
 import filelock
 
+from uellm.local.process import guarded
+
 NAME = "smollm2-135m-instruct"
 FOLDER = f"{NAME}-float32-1"  # the number grows when the conversion changes
 MANIFEST = "manifest.json"
@@ -144,7 +146,7 @@ def _convert_into(folder: Path, gguf: Path, progress: Progress) -> None:
 def _run_conversion(gguf: Path, work: Path, progress: Progress) -> None:
     """Run the child process, so that its memory goes with it."""
     log = work.with_suffix(".log")
-    argv = [sys.executable, "-m", "uellm.local.convert", str(gguf), str(work)]
+    argv = guarded([sys.executable, "-m", "uellm.local.convert", str(gguf), str(work)])
     try:
         with (
             log.open("w") as errors,

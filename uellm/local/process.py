@@ -29,6 +29,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def guarded(argv: Sequence[str]) -> list[str]:
+    """The same command, begun by a path, ending with the thread of this process that starts it."""
+    return [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *argv]
+
+
 class ManagedProcess:
     """A server process in a process group of its own, whose output goes to a log file.
 
@@ -71,7 +76,7 @@ class ManagedProcess:
         program = shutil.which(self._argv[0])
         if program is None:
             raise ProcessError(f"{self.name} cannot be started: {self._argv[0]} is no program that can be run")
-        argv = [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), program, *self._argv[1:]]
+        argv = guarded([program, *self._argv[1:]])
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             try:

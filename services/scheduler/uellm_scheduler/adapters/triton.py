@@ -52,16 +52,20 @@ class TritonEngines:
             "parameters": parameters,
         }
         call = self._client(record).stream_infer(_one(request))
+        refusal = ""
         try:
+            # To the end even after an error: Triton can lose track of a request whose stream is cancelled.
             async for result, error in call:
                 if error is not None:
-                    raise EngineError(str(error.message()))
-                if result is not None and result.as_numpy("row_id") is not None:
+                    refusal = str(error.message())
+                elif result is not None and result.as_numpy("row_id") is not None:
                     yield news_of(batch.batch_id, result)
         except (InferenceServerException, grpc.RpcError) as error:
             raise EngineError(_reason(error)) from error
         finally:
             call.cancel()
+        if refusal:
+            raise EngineError(refusal)
 
     async def cancel(self, deployment: DeploymentRecord, batch_id: str, names: Sequence[str]) -> None:
         """Ask the engine to end rows of a batch.
@@ -76,11 +80,11 @@ class TritonEngines:
         }
         call = self._client(deployment).stream_infer(_one(request), stream_timeout=CONTROL_TIMEOUT_SECONDS)
         try:
-            async for _, error in call:
-                if error is not None:
-                    raise EngineError(str(error.message()))
+            refusals = [str(error.message()) async for _, error in call if error is not None]
         except (InferenceServerException, grpc.RpcError) as error:
             raise EngineError(_reason(error)) from error
+        if refusals:
+            raise EngineError(refusals[0])
 
     async def ready(self, deployment: DeploymentRecord) -> bool:
         """Whether the deployment's model can serve now."""

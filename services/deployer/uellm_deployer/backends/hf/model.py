@@ -7,6 +7,8 @@ import locale
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from uellm_hf.request import RequestError, decode_strings, parse_rows  # noqa: E
 
 if TYPE_CHECKING:
     from uellm_hf.rows import RowDelta
+
+PARENT_LOOK_SECONDS = 1.0
 
 
 def _strings(name: str, values: Sequence[str]) -> Any:
@@ -71,6 +75,7 @@ class TritonPythonModel:
         from uellm_hf.language_model import LanguageModel, LoadOptions
 
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         declared = json.loads(args["model_config"]).get("parameters", {})
         parameters = {key: value["string_value"] for key, value in declared.items()}
         self._model = LanguageModel.load(LoadOptions.from_parameters(parameters))
@@ -121,6 +126,13 @@ class TritonPythonModel:
     def _refuse(sender: Any, message: str) -> None:
         error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
         sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process when the server was killed: a stub does not notice, and would keep the model's memory."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_LOOK_SECONDS)
+    os._exit(1)
 
 
 def _read(request: Any) -> dict[str, Any]:
