@@ -11,7 +11,7 @@ from typing import Protocol
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis.exceptions import RedisError
 
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, raise_if_cancelled
 
 
 class Clock(Protocol):
@@ -47,6 +47,7 @@ class RedisClock:
 
     async def _follow(self, interval_seconds: float) -> None:
         while True:
+            raise_if_cancelled()
             try:
                 await self.synchronise()
                 pause = interval_seconds

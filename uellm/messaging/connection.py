@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeAlias
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -34,3 +35,14 @@ def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
         health_check_interval=15,
     )
     return Redis.from_pool(pool)
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was cancelled. For loops around calls of Redis.
+
+    A cancellation that meets a time-out (after a pause of the process, say) comes out of redis-py as a TimeoutError: a
+    loop that catches it would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

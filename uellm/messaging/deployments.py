@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
 from uellm.messaging.clock import Clock, timestamp
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.keys import DEPLOYMENTS, MODELS, ModelKeys
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, DeploymentRecord
 
@@ -120,6 +120,7 @@ class DeploymentDirectory:
 
     async def _follow(self) -> None:
         while True:
+            raise_if_cancelled()
             await asyncio.sleep(self._interval)
             try:
                 await self.refresh()

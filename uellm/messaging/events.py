@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from uellm.messaging.clock import entry_time_ms, timestamp
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.keys import query_keys
 from uellm.v1.query_pb2 import Outcome
 from uellm.v1.stream_pb2 import QueryEvent
@@ -134,6 +134,7 @@ class EventHub:
 
     async def _feed(self) -> None:
         while True:
+            raise_if_cancelled()
             try:
                 async with self._redis.client() as reader:
                     self._reader_id = int(await reader.client_id())
@@ -146,6 +147,7 @@ class EventHub:
 
     async def _feed_from(self, reader: RedisClient) -> None:
         while True:
+            raise_if_cancelled()
             if not self._positions:
                 self._changed.clear()
                 await self._changed.wait()

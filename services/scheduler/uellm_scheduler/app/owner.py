@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from uellm.messaging.clock import Clock, entry_time_ms, timestamp
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.deployments import DeploymentDirectory
 from uellm.messaging.inbox import Entry, Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
@@ -206,6 +206,7 @@ class QueueOwner:
     async def _publish(self) -> None:
         """Publish the backlog when it changed, and once a second; at most ten times a second."""
         while True:
+            raise_if_cancelled()
             with contextlib.suppress(*AWAY):
                 await self._publish_once()
             self._woken.clear()
@@ -254,6 +255,7 @@ def _work(pending: PendingTable, engines: list[EngineView], quantile: str) -> ti
 async def _patiently(action: Callable[[], Any]) -> Any:
     """Repeat a read until the store answers."""
     while True:
+        raise_if_cancelled()
         try:
             return await action()
         except AWAY as error:

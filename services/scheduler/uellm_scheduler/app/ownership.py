@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import structlog
 from redis.exceptions import RedisError
 
+from uellm.messaging.connection import raise_if_cancelled
 from uellm.messaging.keys import MODELS
 from uellm.messaging.lease import Lease, LeaseKeeper
 from uellm.messaging.queries import FencedError
@@ -44,6 +45,7 @@ class Ownership:
 
     async def _run(self) -> None:
         while True:
+            raise_if_cancelled()
             try:
                 await self._renew()
                 await self._acquire()

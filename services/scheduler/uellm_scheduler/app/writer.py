@@ -13,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from uellm.messaging.connection import raise_if_cancelled
 from uellm.messaging.inbox import Inbox
 from uellm.messaging.queries import EventRow, FinishRow, QueryStore
 
@@ -113,6 +114,7 @@ class Writer:
         pause = 0.05
         attempt = action
         while True:
+            raise_if_cancelled()
             try:
                 return await attempt()
             except AWAY as error:
