@@ -1,7 +1,5 @@
 """Submit a query to the stack of `uellm up`, stream its answer, compare with what was predicted."""
 
-# ruff: noqa: T201
-
 from uellm.client import Client, TokenDelta
 
 with Client() as client:

@@ -215,7 +215,9 @@ def test_no_process_is_left_behind(tmp_path: Path) -> None:
         up.start()
         killed = up.tree()
         assert len(killed) >= 7  # itself, five parts, Triton's stub
-        up.signal(signal.SIGKILL)
+        with Client(up.endpoints(), model="tiny") as client:
+            next(event for event in client.stream(client.submit(LONG)) if isinstance(event, TokenDelta))
+            up.signal(signal.SIGKILL)  # in the middle of an answer
         up.wait()
         wait_for(lambda: all(gone(process) for process in killed))
         assert up.run("status").returncode == 1

@@ -101,19 +101,30 @@ def test_a_start_can_be_stopped(tmp_path: Path) -> None:
     assert part.process.pid is None
 
 
-def test_parts_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_parts_and_their_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = f"""
 import os, signal, sys
 from pathlib import Path
 from uellm.local.process import ManagedProcess
-part = ManagedProcess("part", [sys.executable, "-c", "import time; time.sleep(60)"],
-                      log=Path({str(tmp_path / "part.log")!r}), ready=lambda: True)
+code = "import os, time; print(os.fork(), flush=True); time.sleep(60)"
+log = Path({str(tmp_path / "part.log")!r})
+ready = lambda: log.exists() and log.read_text().count("\\n") == 2
+part = ManagedProcess("part", [sys.executable, "-c", code], log=log, ready=ready)
 part.start()
-print(part.pid, flush=True)
+part.wait_ready(20)
+print(part.pid, *log.read_text().split(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     printed = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True).stdout
-    orphan = int(printed)
+    orphans = {int(word) for word in printed.split()} - {0}
+    assert len(orphans) == 2
     deadline = time.monotonic() + BOUND_SECONDS
-    while psutil.pid_exists(orphan) and psutil.Process(orphan).status() != psutil.STATUS_ZOMBIE:
+    while not all(gone(pid) for pid in orphans):
         assert time.monotonic() < deadline, "it outlived its parent"
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from uellm.cli.connect import find
-from uellm.cli.output import stderr, stdout
+from uellm.cli.output import print_line, stderr, stdout
 from uellm.cli.values import seconds_between, seconds_of, show_bytes, show_seconds
 from uellm.client import Client, Outcome, QueryOptions, ResourceProfile, Restarted, Submitted, Transcript
 from uellm.v1.query_pb2 import FINISH_REASON_LENGTH, QUERY_STATE_COMPLETED, QueryState
@@ -49,14 +49,14 @@ def generate(state: Path, prompt: str, wanted: QueryOptions, *, as_json: bool) -
             outcome = _follow(client, query, quiet=as_json)
         except KeyboardInterrupt:
             client.cancel(query)
-            stderr.print(f"\ncancelled {query.name}", soft_wrap=True)
+            print_line(stderr, f"\ncancelled {query.name}")
             return INTERRUPTED
     deadline = wanted.get("slo_seconds")
     if as_json:
         fields = MessageToDict(outcome, preserving_proto_field_name=True)
         sys.stdout.write(json.dumps({"name": query.name, **fields}, indent=2, ensure_ascii=False) + "\n")
     else:
-        stderr.print(summary(outcome, deadline), soft_wrap=True)
+        print_line(stderr, summary(outcome, deadline))
     return 0 if outcome.state == QUERY_STATE_COMPLETED else 1
 
 

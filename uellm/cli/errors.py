@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from uellm.cli.output import stderr
+from uellm.cli.output import print_line, stderr
 from uellm.rpc.errors import UellmError
 
 # Named and not imported: most commands start without the modules that define the others.
@@ -21,6 +21,6 @@ def say(error: Exception) -> None:
     first, _, rest = str(error).partition("\n")
     if isinstance(error, UellmError) and error.code == "UNAVAILABLE":
         first = f"a service does not answer: {first}. See `uellm status`"
-    stderr.print(f"[bold red]error:[/] {escape(first)}", soft_wrap=True)
+    print_line(stderr, f"[bold red]error:[/] {escape(first)}")
     if rest:
-        stderr.print(escape(rest), style="dim", soft_wrap=True)
+        print_line(stderr, f"[dim]{escape(rest)}[/]")

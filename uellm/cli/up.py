@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.status import Status
 from rich.table import Table
 
-from uellm.cli.output import stdout
+from uellm.cli.output import print_line, stdout
 from uellm.local.model import default_model
 from uellm.local.ports import Ports
 from uellm.local.stack import LocalStack, StackOptions, default_spec
@@ -62,7 +63,7 @@ class Console:
     def step(self, text: str) -> None:
         """Show the step that begins."""
         if not stdout.is_terminal:
-            stdout.print(text, markup=False, soft_wrap=True)
+            print_line(stdout, escape(text))
         elif self._status is None:
             self._status = stdout.status(text)
             self._status.start()
@@ -71,7 +72,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """Print what happened."""
-        stdout.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {text}", soft_wrap=True)
+        print_line(stdout, f"[dim]{time.strftime('%H:%M:%S')}[/]  {escape(text)}")
 
     def done(self) -> None:
         """End the spinner."""

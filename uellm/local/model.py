@@ -150,12 +150,16 @@ def _run_conversion(gguf: Path, work: Path, progress: Progress) -> None:
     try:
         with (
             log.open("w") as errors,
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as child,
         ):
             assert child.stdout is not None
-            for line in child.stdout:
-                done, total, text = line.rstrip().split(" ", 2)
-                progress(int(done), int(total), text)
+            try:
+                for line in child.stdout:
+                    done, total, text = line.rstrip().split(" ", 2)
+                    progress(int(done), int(total), text)
+            except BaseException:
+                child.kill()
+                raise
         if child.returncode:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise ConversionError(f"the conversion of {gguf.name} ended with status {child.returncode}:\n{tail}")

@@ -30,14 +30,17 @@ def free_port() -> int:
 
 
 def guarded(argv: Sequence[str]) -> list[str]:
-    """The same command, begun by a path, ending with the thread of this process that starts it."""
+    """The same command, so that it and its children end with this process.
+
+    It begins with a path, and is to be started in a session of its own.
+    """
     return [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *argv]
 
 
 class ManagedProcess:
     """A server process in a process group of its own, whose output goes to a log file.
 
-    It ends with the thread that started it, however that ends: no process is left behind by one that is killed.
+    It and its children end with the process that started it, however that ends.
     """
 
     def __init__(

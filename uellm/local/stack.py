@@ -55,7 +55,7 @@ class StackOptions:
 
 
 class LocalStack:
-    """Runs in one thread from start to end: its parts end with that thread."""
+    """Runs in one thread from start to end."""
 
     def __init__(self, options: StackOptions, reporter: Reporter) -> None:
         self._options = options

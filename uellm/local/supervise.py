@@ -71,7 +71,7 @@ class Part:
 
 
 class Supervisor:
-    """Keeps parts running. All its methods are called from one thread, which outlives the parts."""
+    """Keeps parts running. All its methods are called from one thread."""
 
     def __init__(self, parts: Sequence[Part], reporter: Reporter, changed: Callable[[], None]) -> None:
         """`parts` in the order in which they are stopped; `changed` is called when a part came back or went."""

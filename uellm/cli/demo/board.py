@@ -15,30 +15,30 @@ from rich.text import Text
 
 from uellm.cli.ask import summary
 from uellm.cli.demo.serving import Phase, Request
-from uellm.cli.output import stdout
+from uellm.cli.output import print_line, stdout
 from uellm.cli.values import show_seconds
 
 REFRESH_PER_SECOND = 4
-LINES_AROUND = 6
+LINES_AROUND = 8
 
 
 @contextlib.contextmanager
 def showing(requests: Sequence[Request]) -> Iterator[Callable[[Request], None]]:
     """Show the requests while the block runs; yields what to call with each that ends."""
     if not stdout.is_terminal:
-        yield _print_line
+        yield _print_end
         return
     board = _Board(requests)
     with Live(board, console=stdout, refresh_per_second=REFRESH_PER_SECOND, transient=True):
         yield lambda request: None  # noqa: ARG005  (the board sees it by itself)
 
 
-def _print_line(request: Request) -> None:
+def _print_end(request: Request) -> None:
     name = request.arrival.id
     if request.outcome is None:
-        stdout.print(f"{name}: {request.refusal or request.error}", markup=False, soft_wrap=True)
+        print_line(stdout, f"{name}: {escape(request.refusal or request.error)}")
     else:
-        stdout.print(f"{name}: {summary(request.outcome, request.arrival.slo_seconds)}", soft_wrap=True)
+        print_line(stdout, f"{name}: {summary(request.outcome, request.arrival.slo_seconds)}")
 
 
 class _Board:
@@ -64,7 +64,7 @@ class _Board:
             (f"{seconds:4.0f} s  ", "bold"),
             f"{count[Phase.DUE]} to come, {count[Phase.WAITING]} waiting, {count[Phase.RUNNING]} running, ",
             (f"{count[Phase.ENDED]} of {len(self._requests)} answered", "bold green"),
-            f"  {tokens:,} tokens, {tokens / max(seconds, 1):.0f} a second",
+            f"  {tokens / max(seconds, 1):.0f} tokens/s",
         )
 
 

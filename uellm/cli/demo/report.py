@@ -17,7 +17,7 @@ from rich.table import Table
 from uellm.cli.ask import state_name
 from uellm.cli.demo.serving import Request
 from uellm.cli.demo.workload import SLO_SECONDS
-from uellm.cli.output import stderr, stdout
+from uellm.cli.output import print_line, stderr, stdout
 from uellm.cli.values import seconds_between, show_seconds
 from uellm.client import Outcome
 from uellm.v1.query_pb2 import FINISH_REASON_LENGTH, QUERY_STATE_COMPLETED
@@ -85,7 +85,7 @@ def show_report(requests: Sequence[Request]) -> None:
     stdout.print(_summary_table(summarise(rows, requests)))
     for row in rows:
         for defect in row.defects:
-            stderr.print(f"[bold red]{row.id}[/]: {defect}", soft_wrap=True)
+            print_line(stderr, f"[bold red]{row.id}[/]: {defect}")
 
 
 def write_json(file: Path, requests: Sequence[Request], **settings: Any) -> None:
@@ -170,10 +170,10 @@ def _quantile(ascending: Sequence[float], q: float) -> float:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(title="what was predicted, and what came", title_justify="left", header_style="bold", box=None)
+    table = Table(header_style="bold dim", box=None, padding=(0, 1, 0, 0))
     for column in ("query", "class"):
         table.add_column(column, no_wrap=True)
-    for column in ("p50", "p90", "tokens", "waited", "served", "deadline"):
+    for column in ("p50", "p90", "tokens", "waited", "served", "slo"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("outcome", no_wrap=True)
     for row in rows:
