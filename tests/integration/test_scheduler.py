@@ -37,6 +37,13 @@ async def bench(redis: RedisClient, tiny_triton: EmbeddedTriton) -> Bench:
 
 
 @pytest.fixture
+async def eight_rows(bench: Bench) -> None:
+    """Batches of eight, from the start of the scheduler on: name it before `scheduler`."""
+    bench.record.limits.max_batch_rows = 8
+    await bench.publish()
+
+
+@pytest.fixture
 def replicas(redis_server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[SchedulerProcess]]:
     made = [SchedulerProcess(redis_server.url, name, tmp_path / f"{name}.log") for name in ("one", "two")]
     yield made
@@ -82,7 +89,7 @@ async def test_a_query_goes_all_the_way(scheduler, bench: Bench):
 
 
 async def test_batches_form_while_earlier_ones_run(scheduler, bench: Bench):
-    first = make_submission("first", tokens=200)
+    first = make_submission("first", tokens=380)
     others = [make_submission(f"other-{number}", tokens=20) for number in range(8)]
     await bench.submit(first)
     await until(lambda: _running(scheduler, first.name))
@@ -103,13 +110,10 @@ async def test_watching_several_queries_ends_with_the_last_outcome(scheduler, be
     assert sorted(ended) == sorted(one.name for one in made)
 
 
-async def test_cancelling_one_of_eight_leaves_the_other_seven_token_identical(scheduler, bench: Bench):
-    bench.record.limits.max_batch_rows = 8
-    await bench.publish()
-
+async def test_cancelling_one_of_eight_leaves_the_other_seven_token_identical(eight_rows, scheduler, bench: Bench):
     async def run(prefix: str, cancel: bool) -> dict[str, str]:
-        blocker = make_submission(f"{prefix}-blocker", tokens=60)
-        made = [make_submission(f"{prefix}-{n}", tokens=150, prompt=[65 + n, 70, 80]) for n in range(8)]
+        blocker = make_submission(f"{prefix}-blocker", tokens=300)
+        made = [make_submission(f"{prefix}-{n}", tokens=250, prompt=[65 + n, 70, 80]) for n in range(8)]
         await bench.submit(blocker)
         await until(lambda: _running(scheduler, blocker.name))
         await bench.submit(*made)
@@ -134,8 +138,6 @@ async def test_cancelling_one_of_eight_leaves_the_other_seven_token_identical(sc
 
 async def test_a_waiting_query_is_cancelled_without_ever_running(scheduler, bench: Bench):
     running, waiting = make_submission("running", tokens=300), make_submission("waiting", tokens=5)
-    bench.record.limits.max_batch_rows = 1
-    await bench.publish()
     await bench.submit(running)
     await until(lambda: _running(scheduler, running.name))
     await bench.submit(waiting)
@@ -151,7 +153,7 @@ async def test_a_waiting_query_is_cancelled_without_ever_running(scheduler, benc
 async def test_a_bad_row_fails_alone(scheduler, bench: Bench):
     good = [make_submission(f"good-{number}", tokens=10) for number in range(2)]
     bad = make_submission("bad", tokens=10, prompt=[1, 100_000])
-    blocker = make_submission("blocker", tokens=80)
+    blocker = make_submission("blocker", tokens=300)
     await bench.submit(blocker)
     await until(lambda: _running(scheduler, blocker.name))
     await bench.submit(good[0], bad, good[1])
