@@ -20,6 +20,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 STUBS = ROOT / "uellm" / "v1"
 SITE = Path(google.longrunning.__path__[0]).parents[1]
+BUF = Path(sys.executable).parent / "buf"
 WELL_KNOWN = Path(grpc_tools.__file__).parent / "_proto"
 
 
@@ -96,7 +97,7 @@ def _protoc(protos: Path, *arguments: str) -> int:
 
 def _buf(command: str, image: Path, *arguments: str) -> int:
     return subprocess.run(
-        ["buf", command, str(image), "--config", str(ROOT / "buf.yaml"), *arguments], check=False
+        [str(BUF), command, str(image), "--config", str(ROOT / "buf.yaml"), *arguments], check=False
     ).returncode
 
 
