@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from uellm_scheduler.app import effects as do
+from uellm_scheduler.app import events as on
 
 from tests.support.world import World
 from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_COMPLETED, QUERY_STATE_FAILED
@@ -43,3 +45,20 @@ def test_without_mishaps_everything_completes():
     world.settle()
     world.check()
     assert {record.outcome.state for record in world.queue.records.values()} == {QUERY_STATE_COMPLETED}
+
+
+def test_news_of_an_unknown_row_does_not_hide_the_others():
+    world = World(1)
+    world.submit()
+    world.take()
+    while not world.engine.batches:
+        world.write()
+        world.hear()
+    [batch_id] = world.engine.batches
+    [name] = world.submitted
+    unknown = on.RowNews("tenants/t/models/tiny/queries/unknown", 0, (1,), "x", "stop")
+    known = on.RowNews(name, 0, (7,), "<7>")
+    effects = world.owner.core.step(on.EngineNews(batch_id, (unknown, known)), world.queue.now_ms)
+    [append] = effects
+    assert isinstance(append, do.AppendEvents)
+    assert [(row.name, row.event.token_delta.text) for row in append.rows] == [(name, "<7>")]
