@@ -22,49 +22,50 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from uellm.v1 import query_pb2 as uellm_dot_v1_dot_query__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17uellm/v1/profiler.proto\x12\x08uellm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\"@\n\x0eProfileRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x05query\x18\x02 \x01(\x0b\x32\x0f.uellm.v1.Query\"=\n\x0fProfileResponse\x12*\n\x07profile\x18\x01 \x01(\x0b\x32\x19.uellm.v1.ResourceProfile\"G\n\x13\x42\x61tchProfileRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x07queries\x18\x02 \x03(\x0b\x32\x0f.uellm.v1.Query\"C\n\x14\x42\x61tchProfileResponse\x12+\n\x08profiles\x18\x01 \x03(\x0b\x32\x19.uellm.v1.ResourceProfile\"Q\n\rSubmitRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08query_id\x18\x02 \x01(\t\x12\x1e\n\x05query\x18\x03 \x01(\x0b\x32\x0f.uellm.v1.Query\"\xab\x01\n\x0eSubmitResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07profile\x18\x02 \x01(\x0b\x32\x19.uellm.v1.ResourceProfile\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bqueue_depth\x18\x04 \x01(\x03\x12\x19\n\x11\x61lready_submitted\x18\x05 \x01(\x08\"V\n\x13SubmitStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x17.uellm.v1.SubmitRequest\"\x8c\x01\n\x14SubmitStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12,\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x18.uellm.v1.SubmitResponseH\x00\x12$\n\x07refused\x18\x03 \x01(\x0b\x32\x11.uellm.v1.RefusedH\x00\x42\x08\n\x06result\"8\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\")\n\x18\x44\x65scribePredictorRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x81\x01\n\x19\x44\x65scribePredictorResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x30\n\x0c\x63\x61librations\x18\x04 \x03(\x0b\x32\x1a.uellm.v1.ModelCalibration\"\xa9\x01\n\x10ModelCalibration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cobservations\x18\x03 \x01(\x04\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p99\x18\x05 \x01(\x01\x12\x1b\n\x13pinball_loss_tokens\x18\x06 \x01(\x01\x12\x16\n\x0e\x64rift_detected\x18\x07 \x01(\x08\">\n\x17InstallPredictorRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"+\n\x18InstallPredictorResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x1a\n\x18RollbackPredictorRequest\",\n\x19RollbackPredictorResponse\x12\x0f\n\x07version\x18\x01 \x01(\t2\xc7\x04\n\x0fProfilerService\x12>\n\x07Profile\x12\x18.uellm.v1.ProfileRequest\x1a\x19.uellm.v1.ProfileResponse\x12M\n\x0c\x42\x61tchProfile\x12\x1d.uellm.v1.BatchProfileRequest\x1a\x1e.uellm.v1.BatchProfileResponse\x12;\n\x06Submit\x12\x17.uellm.v1.SubmitRequest\x1a\x18.uellm.v1.SubmitResponse\x12Q\n\x0cSubmitStream\x12\x1d.uellm.v1.SubmitStreamRequest\x1a\x1e.uellm.v1.SubmitStreamResponse(\x01\x30\x01\x12\\\n\x11\x44\x65scribePredictor\x12\".uellm.v1.DescribePredictorRequest\x1a#.uellm.v1.DescribePredictorResponse\x12Y\n\x10InstallPredictor\x12!.uellm.v1.InstallPredictorRequest\x1a\".uellm.v1.InstallPredictorResponse\x12\\\n\x11RollbackPredictor\x12\".uellm.v1.RollbackPredictorRequest\x1a#.uellm.v1.RollbackPredictorResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17uellm/v1/profiler.proto\x12\x08uellm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\"U\n\x0eProfileRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x1e\n\x05query\x18\x02 \x01(\x0b\x32\x0f.uellm.v1.Query\x12\x13\n\x0b\x61llow_prior\x18\x03 \x01(\x08\"=\n\x0fProfileResponse\x12*\n\x07profile\x18\x01 \x01(\x0b\x32\x19.uellm.v1.ResourceProfile\"\\\n\x13\x42\x61tchProfileRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12 \n\x07queries\x18\x02 \x03(\x0b\x32\x0f.uellm.v1.Query\x12\x13\n\x0b\x61llow_prior\x18\x03 \x01(\x08\"C\n\x14\x42\x61tchProfileResponse\x12+\n\x08profiles\x18\x01 \x03(\x0b\x32\x19.uellm.v1.ResourceProfile\"f\n\rSubmitRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x10\n\x08query_id\x18\x02 \x01(\t\x12\x1e\n\x05query\x18\x03 \x01(\x0b\x32\x0f.uellm.v1.Query\x12\x13\n\x0b\x61llow_prior\x18\x04 \x01(\x08\"\xab\x01\n\x0eSubmitResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x07profile\x18\x02 \x01(\x0b\x32\x19.uellm.v1.ResourceProfile\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bqueue_depth\x18\x04 \x01(\x03\x12\x19\n\x11\x61lready_submitted\x18\x05 \x01(\x08\"V\n\x13SubmitStreamRequest\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x17.uellm.v1.SubmitRequest\"\x8c\x01\n\x14SubmitStreamResponse\x12\x16\n\x0e\x63orrelation_id\x18\x01 \x01(\t\x12,\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x0b\x32\x18.uellm.v1.SubmitResponseH\x00\x12$\n\x07refused\x18\x03 \x01(\x0b\x32\x11.uellm.v1.RefusedH\x00\x42\x08\n\x06result\"8\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\")\n\x18\x44\x65scribePredictorRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xa0\x01\n\x19\x44\x65scribePredictorResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x30\n\x0c\x63\x61librations\x18\x04 \x03(\x0b\x32\x1a.uellm.v1.ModelCalibration\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\"\xfc\x02\n\x10ModelCalibration\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cobservations\x18\x03 \x01(\x04\x12\x14\n\x0c\x63overage_p90\x18\x04 \x01(\x01\x12\x14\n\x0c\x63overage_p99\x18\x05 \x01(\x01\x12\x1b\n\x13pinball_loss_tokens\x18\x06 \x01(\x01\x12\x16\n\x0e\x64rift_detected\x18\x07 \x01(\x08\x12\x16\n\x0escored_answers\x18\x08 \x01(\r\x12\x1b\n\x13issued_coverage_p90\x18\t \x01(\x01\x12\x1b\n\x13issued_coverage_p99\x18\n \x01(\x01\x12\x11\n\tcut_share\x18\x0b \x01(\x01\x12\x1b\n\x13predicted_cut_share\x18\x0c \x01(\x01\x12\x17\n\x0f\x64rift_statistic\x18\r \x01(\x01\x12\x0e\n\x06\x64rifts\x18\x0e \x01(\x04\x12&\n\x03lag\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\">\n\x17InstallPredictorRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x15\n\rvalidate_only\x18\x02 \x01(\x08\"9\n\x18InstallPredictorResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\"\x1a\n\x18RollbackPredictorRequest\":\n\x19RollbackPredictorResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t2\xc7\x04\n\x0fProfilerService\x12>\n\x07Profile\x12\x18.uellm.v1.ProfileRequest\x1a\x19.uellm.v1.ProfileResponse\x12M\n\x0c\x42\x61tchProfile\x12\x1d.uellm.v1.BatchProfileRequest\x1a\x1e.uellm.v1.BatchProfileResponse\x12;\n\x06Submit\x12\x17.uellm.v1.SubmitRequest\x1a\x18.uellm.v1.SubmitResponse\x12Q\n\x0cSubmitStream\x12\x1d.uellm.v1.SubmitStreamRequest\x1a\x1e.uellm.v1.SubmitStreamResponse(\x01\x30\x01\x12\\\n\x11\x44\x65scribePredictor\x12\".uellm.v1.DescribePredictorRequest\x1a#.uellm.v1.DescribePredictorResponse\x12Y\n\x10InstallPredictor\x12!.uellm.v1.InstallPredictorRequest\x1a\".uellm.v1.InstallPredictorResponse\x12\\\n\x11RollbackPredictor\x12\".uellm.v1.RollbackPredictorRequest\x1a#.uellm.v1.RollbackPredictorResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'uellm.v1.profiler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROFILEREQUEST']._serialized_start=92
-  _globals['_PROFILEREQUEST']._serialized_end=156
-  _globals['_PROFILERESPONSE']._serialized_start=158
-  _globals['_PROFILERESPONSE']._serialized_end=219
-  _globals['_BATCHPROFILEREQUEST']._serialized_start=221
-  _globals['_BATCHPROFILEREQUEST']._serialized_end=292
-  _globals['_BATCHPROFILERESPONSE']._serialized_start=294
-  _globals['_BATCHPROFILERESPONSE']._serialized_end=361
-  _globals['_SUBMITREQUEST']._serialized_start=363
-  _globals['_SUBMITREQUEST']._serialized_end=444
-  _globals['_SUBMITRESPONSE']._serialized_start=447
-  _globals['_SUBMITRESPONSE']._serialized_end=618
-  _globals['_SUBMITSTREAMREQUEST']._serialized_start=620
-  _globals['_SUBMITSTREAMREQUEST']._serialized_end=706
-  _globals['_SUBMITSTREAMRESPONSE']._serialized_start=709
-  _globals['_SUBMITSTREAMRESPONSE']._serialized_end=849
-  _globals['_REFUSED']._serialized_start=851
-  _globals['_REFUSED']._serialized_end=907
-  _globals['_DESCRIBEPREDICTORREQUEST']._serialized_start=909
-  _globals['_DESCRIBEPREDICTORREQUEST']._serialized_end=950
-  _globals['_DESCRIBEPREDICTORRESPONSE']._serialized_start=953
-  _globals['_DESCRIBEPREDICTORRESPONSE']._serialized_end=1082
-  _globals['_MODELCALIBRATION']._serialized_start=1085
-  _globals['_MODELCALIBRATION']._serialized_end=1254
-  _globals['_INSTALLPREDICTORREQUEST']._serialized_start=1256
-  _globals['_INSTALLPREDICTORREQUEST']._serialized_end=1318
-  _globals['_INSTALLPREDICTORRESPONSE']._serialized_start=1320
-  _globals['_INSTALLPREDICTORRESPONSE']._serialized_end=1363
-  _globals['_ROLLBACKPREDICTORREQUEST']._serialized_start=1365
-  _globals['_ROLLBACKPREDICTORREQUEST']._serialized_end=1391
-  _globals['_ROLLBACKPREDICTORRESPONSE']._serialized_start=1393
-  _globals['_ROLLBACKPREDICTORRESPONSE']._serialized_end=1437
-  _globals['_PROFILERSERVICE']._serialized_start=1440
-  _globals['_PROFILERSERVICE']._serialized_end=2023
+  _globals['_PROFILEREQUEST']._serialized_start=124
+  _globals['_PROFILEREQUEST']._serialized_end=209
+  _globals['_PROFILERESPONSE']._serialized_start=211
+  _globals['_PROFILERESPONSE']._serialized_end=272
+  _globals['_BATCHPROFILEREQUEST']._serialized_start=274
+  _globals['_BATCHPROFILEREQUEST']._serialized_end=366
+  _globals['_BATCHPROFILERESPONSE']._serialized_start=368
+  _globals['_BATCHPROFILERESPONSE']._serialized_end=435
+  _globals['_SUBMITREQUEST']._serialized_start=437
+  _globals['_SUBMITREQUEST']._serialized_end=539
+  _globals['_SUBMITRESPONSE']._serialized_start=542
+  _globals['_SUBMITRESPONSE']._serialized_end=713
+  _globals['_SUBMITSTREAMREQUEST']._serialized_start=715
+  _globals['_SUBMITSTREAMREQUEST']._serialized_end=801
+  _globals['_SUBMITSTREAMRESPONSE']._serialized_start=804
+  _globals['_SUBMITSTREAMRESPONSE']._serialized_end=944
+  _globals['_REFUSED']._serialized_start=946
+  _globals['_REFUSED']._serialized_end=1002
+  _globals['_DESCRIBEPREDICTORREQUEST']._serialized_start=1004
+  _globals['_DESCRIBEPREDICTORREQUEST']._serialized_end=1045
+  _globals['_DESCRIBEPREDICTORRESPONSE']._serialized_start=1048
+  _globals['_DESCRIBEPREDICTORRESPONSE']._serialized_end=1208
+  _globals['_MODELCALIBRATION']._serialized_start=1211
+  _globals['_MODELCALIBRATION']._serialized_end=1591
+  _globals['_INSTALLPREDICTORREQUEST']._serialized_start=1593
+  _globals['_INSTALLPREDICTORREQUEST']._serialized_end=1655
+  _globals['_INSTALLPREDICTORRESPONSE']._serialized_start=1657
+  _globals['_INSTALLPREDICTORRESPONSE']._serialized_end=1714
+  _globals['_ROLLBACKPREDICTORREQUEST']._serialized_start=1716
+  _globals['_ROLLBACKPREDICTORREQUEST']._serialized_end=1742
+  _globals['_ROLLBACKPREDICTORRESPONSE']._serialized_start=1744
+  _globals['_ROLLBACKPREDICTORRESPONSE']._serialized_end=1802
+  _globals['_PROFILERSERVICE']._serialized_start=1805
+  _globals['_PROFILERSERVICE']._serialized_end=2388
 # @@protoc_insertion_point(module_scope)

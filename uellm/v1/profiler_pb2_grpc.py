@@ -99,7 +99,10 @@ class ProfilerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubmitStream(self, request_iterator, context):
-        """`Submit` for high rates: requests are answered as they are decided, not in order.
+        """`Submit` for high rates: requests are answered as they are decided, not in order. A refusal is an answer, too, and
+        the stream goes on. While a bounded number of requests has no answer yet, no more are read. After the client's
+        half-close the remaining answers come, then the stream ends. What a broken stream left unanswered can be sent again
+        with the same `query_id`s.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +116,8 @@ class ProfilerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def InstallPredictor(self, request, context):
-        """Switches to another predictor.
+        """Loads and checks another predictor beside the running one, then switches to it on all replicas. Calls in flight end
+        with the predictor that they began with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

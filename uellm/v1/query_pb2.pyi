@@ -168,7 +168,7 @@ class LengthDistribution(_message.Message):
     def __init__(self, p50_tokens: _Optional[float] = ..., p90_tokens: _Optional[float] = ..., p99_tokens: _Optional[float] = ..., bucket_edges_tokens: _Optional[_Iterable[int]] = ..., bucket_probabilities: _Optional[_Iterable[float]] = ..., limit_probability: _Optional[float] = ..., limit_tokens: _Optional[int] = ...) -> None: ...
 
 class ResourceProfile(_message.Message):
-    __slots__ = ("prompt_tokens", "output_length", "kv_cache_bytes_p90", "kv_cache_bytes_limit", "service_time_p50", "service_time_p90", "first_token_time", "predictor_version", "calibration_version", "cost_model_version", "hints")
+    __slots__ = ("prompt_tokens", "output_length", "kv_cache_bytes_p90", "kv_cache_bytes_limit", "service_time_p50", "service_time_p90", "first_token_time", "predictor_version", "calibration_version", "cost_model_version", "hints", "batch_rows", "batch_service_time_p50", "batch_service_time_p90", "cost_model_error", "cost_model_interval", "uncalibrated_probabilities")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_BYTES_P90_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,12 @@ class ResourceProfile(_message.Message):
     CALIBRATION_VERSION_FIELD_NUMBER: _ClassVar[int]
     COST_MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     HINTS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SERVICE_TIME_P50_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SERVICE_TIME_P90_FIELD_NUMBER: _ClassVar[int]
+    COST_MODEL_ERROR_FIELD_NUMBER: _ClassVar[int]
+    COST_MODEL_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    UNCALIBRATED_PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     output_length: LengthDistribution
     kv_cache_bytes_p90: int
@@ -191,7 +197,13 @@ class ResourceProfile(_message.Message):
     calibration_version: str
     cost_model_version: str
     hints: Hints
-    def __init__(self, prompt_tokens: _Optional[int] = ..., output_length: _Optional[_Union[LengthDistribution, _Mapping]] = ..., kv_cache_bytes_p90: _Optional[int] = ..., kv_cache_bytes_limit: _Optional[int] = ..., service_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., service_time_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., predictor_version: _Optional[str] = ..., calibration_version: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., hints: _Optional[_Union[Hints, _Mapping]] = ...) -> None: ...
+    batch_rows: int
+    batch_service_time_p50: _duration_pb2.Duration
+    batch_service_time_p90: _duration_pb2.Duration
+    cost_model_error: float
+    cost_model_interval: float
+    uncalibrated_probabilities: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., output_length: _Optional[_Union[LengthDistribution, _Mapping]] = ..., kv_cache_bytes_p90: _Optional[int] = ..., kv_cache_bytes_limit: _Optional[int] = ..., service_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., service_time_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., predictor_version: _Optional[str] = ..., calibration_version: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., hints: _Optional[_Union[Hints, _Mapping]] = ..., batch_rows: _Optional[int] = ..., batch_service_time_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_service_time_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., cost_model_error: _Optional[float] = ..., cost_model_interval: _Optional[float] = ..., uncalibrated_probabilities: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Hints(_message.Message):
     __slots__ = ("osl", "vllm_priority")
@@ -255,20 +267,22 @@ class Timing(_message.Message):
     def __init__(self, accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dispatch_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., first_token_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("reason", "message", "deadline_infeasible", "queue_full", "prompt_too_long", "quota_exceeded")
+    __slots__ = ("reason", "message", "deadline_infeasible", "queue_full", "prompt_too_long", "quota_exceeded", "predictor_overloaded")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_INFEASIBLE_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FULL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOO_LONG_FIELD_NUMBER: _ClassVar[int]
     QUOTA_EXCEEDED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTOR_OVERLOADED_FIELD_NUMBER: _ClassVar[int]
     reason: RefusalReason
     message: str
     deadline_infeasible: DeadlineInfeasible
     queue_full: QueueFull
     prompt_too_long: PromptTooLong
     quota_exceeded: QuotaExceeded
-    def __init__(self, reason: _Optional[_Union[RefusalReason, str]] = ..., message: _Optional[str] = ..., deadline_infeasible: _Optional[_Union[DeadlineInfeasible, _Mapping]] = ..., queue_full: _Optional[_Union[QueueFull, _Mapping]] = ..., prompt_too_long: _Optional[_Union[PromptTooLong, _Mapping]] = ..., quota_exceeded: _Optional[_Union[QuotaExceeded, _Mapping]] = ...) -> None: ...
+    predictor_overloaded: PredictorOverloaded
+    def __init__(self, reason: _Optional[_Union[RefusalReason, str]] = ..., message: _Optional[str] = ..., deadline_infeasible: _Optional[_Union[DeadlineInfeasible, _Mapping]] = ..., queue_full: _Optional[_Union[QueueFull, _Mapping]] = ..., prompt_too_long: _Optional[_Union[PromptTooLong, _Mapping]] = ..., quota_exceeded: _Optional[_Union[QuotaExceeded, _Mapping]] = ..., predictor_overloaded: _Optional[_Union[PredictorOverloaded, _Mapping]] = ...) -> None: ...
 
 class DeadlineInfeasible(_message.Message):
     __slots__ = ("predicted_finish_p50", "predicted_finish_p90", "deadline", "retry_after")
@@ -309,6 +323,16 @@ class QuotaExceeded(_message.Message):
     limit_tokens: int
     retry_after: _duration_pb2.Duration
     def __init__(self, used_tokens: _Optional[int] = ..., limit_tokens: _Optional[int] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class PredictorOverloaded(_message.Message):
+    __slots__ = ("waiting", "limit", "retry_after")
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_FIELD_NUMBER: _ClassVar[int]
+    waiting: int
+    limit: int
+    retry_after: _duration_pb2.Duration
+    def __init__(self, waiting: _Optional[int] = ..., limit: _Optional[int] = ..., retry_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("reason", "message")

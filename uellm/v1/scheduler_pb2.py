@@ -28,7 +28,7 @@ from uellm.v1 import query_pb2 as uellm_dot_v1_dot_query__pb2
 from uellm.v1 import stream_pb2 as uellm_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18uellm/v1/scheduler.proto\x12\x08uellm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\x1a\x15uellm/v1/stream.proto\"V\n\x0cWatchRequest\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.uellm.v1.WatchTarget\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"+\n\x0bWatchTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"R\n\rWatchResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12#\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x14.uellm.v1.QueryEvent\"\x1f\n\x0fGetQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetQueryResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.uellm.v1.QueryStatus\"\xad\x01\n\x0bQueryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.uellm.v1.QueryState\x12\x16\n\x0e\x64ispatch_count\x18\x03 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x07outcome\x18\x05 \x01(\x0b\x32\x11.uellm.v1.Outcome\"K\n\x12ListQueriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListQueriesResponse\x12&\n\x07queries\x18\x01 \x03(\x0b\x32\x15.uellm.v1.QueryStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x43\x61ncelQueryResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.uellm.v1.QueryState\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xc0\x01\n\x10GetQueueResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12.\n\x0boldest_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x13\n\x0bowner_epoch\x18\x06 \x01(\x03\x12\'\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x16.uellm.v1.RunningBatch\"\x84\x01\n\x0cRunningBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x31\n\rdispatch_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x13\x45xplainQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x14\x45xplainQueryResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.uellm.v1.DecisionRecord\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"N\n\x16ListDeadLettersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x17ListDeadLettersResponse\x12*\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x14.uellm.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17ReplayDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ReplayDeadLetterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13ListPoliciesRequest\"E\n\x14ListPoliciesResponse\x12-\n\x08policies\x18\x01 \x03(\x0b\x32\x1b.uellm.v1.PolicyDescription\"6\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"1\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\",\n\x11SetPolicyResponse\x12\x17\n\x0fprevious_policy\x18\x01 \x01(\t2\x83\x06\n\x10SchedulerService\x12:\n\x05Watch\x12\x16.uellm.v1.WatchRequest\x1a\x17.uellm.v1.WatchResponse0\x01\x12\x41\n\x08GetQuery\x12\x19.uellm.v1.GetQueryRequest\x1a\x1a.uellm.v1.GetQueryResponse\x12J\n\x0bListQueries\x12\x1c.uellm.v1.ListQueriesRequest\x1a\x1d.uellm.v1.ListQueriesResponse\x12J\n\x0b\x43\x61ncelQuery\x12\x1c.uellm.v1.CancelQueryRequest\x1a\x1d.uellm.v1.CancelQueryResponse\x12\x41\n\x08GetQueue\x12\x19.uellm.v1.GetQueueRequest\x1a\x1a.uellm.v1.GetQueueResponse\x12M\n\x0c\x45xplainQuery\x12\x1d.uellm.v1.ExplainQueryRequest\x1a\x1e.uellm.v1.ExplainQueryResponse\x12V\n\x0fListDeadLetters\x12 .uellm.v1.ListDeadLettersRequest\x1a!.uellm.v1.ListDeadLettersResponse\x12Y\n\x10ReplayDeadLetter\x12!.uellm.v1.ReplayDeadLetterRequest\x1a\".uellm.v1.ReplayDeadLetterResponse\x12M\n\x0cListPolicies\x12\x1d.uellm.v1.ListPoliciesRequest\x1a\x1e.uellm.v1.ListPoliciesResponse\x12\x44\n\tSetPolicy\x12\x1a.uellm.v1.SetPolicyRequest\x1a\x1b.uellm.v1.SetPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18uellm/v1/scheduler.proto\x12\x08uellm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\x1a\x15uellm/v1/stream.proto\"V\n\x0cWatchRequest\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.uellm.v1.WatchTarget\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"+\n\x0bWatchTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"R\n\rWatchResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12#\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x14.uellm.v1.QueryEvent\"\x1f\n\x0fGetQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetQueryResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.uellm.v1.QueryStatus\"\xad\x01\n\x0bQueryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.uellm.v1.QueryState\x12\x16\n\x0e\x64ispatch_count\x18\x03 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x07outcome\x18\x05 \x01(\x0b\x32\x11.uellm.v1.Outcome\"K\n\x12ListQueriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListQueriesResponse\x12&\n\x07queries\x18\x01 \x03(\x0b\x32\x15.uellm.v1.QueryStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x43\x61ncelQueryResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.uellm.v1.QueryState\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xf0\x01\n\x10GetQueueResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12.\n\x0boldest_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x13\n\x0bowner_epoch\x18\x06 \x01(\x03\x12\'\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x16.uellm.v1.RunningBatch\x12.\n\x0b\x63ost_models\x18\x08 \x03(\x0b\x32\x19.uellm.v1.CostModelStatus\"\xaa\x02\n\x0f\x43ostModelStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cobservations\x18\x03 \x01(\x04\x12*\n\tstep_time\x18\x04 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x33\n\x12standard_deviation\x18\x05 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x1b\n\x0erelative_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11interval_coverage\x18\x07 \x01(\x01\x12\x16\n\x0einterval_ratio\x18\x08 \x01(\x01\x12\x18\n\x10\x63ondition_number\x18\t \x01(\x01\x42\x11\n\x0f_relative_error\"\x84\x01\n\x0cRunningBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x31\n\rdispatch_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x13\x45xplainQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x14\x45xplainQueryResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.uellm.v1.DecisionRecord\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"N\n\x16ListDeadLettersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x17ListDeadLettersResponse\x12*\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x14.uellm.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17ReplayDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ReplayDeadLetterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13ListPoliciesRequest\"E\n\x14ListPoliciesResponse\x12-\n\x08policies\x18\x01 \x03(\x0b\x32\x1b.uellm.v1.PolicyDescription\"6\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"1\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\",\n\x11SetPolicyResponse\x12\x17\n\x0fprevious_policy\x18\x01 \x01(\t2\x83\x06\n\x10SchedulerService\x12:\n\x05Watch\x12\x16.uellm.v1.WatchRequest\x1a\x17.uellm.v1.WatchResponse0\x01\x12\x41\n\x08GetQuery\x12\x19.uellm.v1.GetQueryRequest\x1a\x1a.uellm.v1.GetQueryResponse\x12J\n\x0bListQueries\x12\x1c.uellm.v1.ListQueriesRequest\x1a\x1d.uellm.v1.ListQueriesResponse\x12J\n\x0b\x43\x61ncelQuery\x12\x1c.uellm.v1.CancelQueryRequest\x1a\x1d.uellm.v1.CancelQueryResponse\x12\x41\n\x08GetQueue\x12\x19.uellm.v1.GetQueueRequest\x1a\x1a.uellm.v1.GetQueueResponse\x12M\n\x0c\x45xplainQuery\x12\x1d.uellm.v1.ExplainQueryRequest\x1a\x1e.uellm.v1.ExplainQueryResponse\x12V\n\x0fListDeadLetters\x12 .uellm.v1.ListDeadLettersRequest\x1a!.uellm.v1.ListDeadLettersResponse\x12Y\n\x10ReplayDeadLetter\x12!.uellm.v1.ReplayDeadLetterRequest\x1a\".uellm.v1.ReplayDeadLetterResponse\x12M\n\x0cListPolicies\x12\x1d.uellm.v1.ListPoliciesRequest\x1a\x1e.uellm.v1.ListPoliciesResponse\x12\x44\n\tSetPolicy\x12\x1a.uellm.v1.SetPolicyRequest\x1a\x1b.uellm.v1.SetPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,31 +58,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETQUEUEREQUEST']._serialized_start=894
   _globals['_GETQUEUEREQUEST']._serialized_end=926
   _globals['_GETQUEUERESPONSE']._serialized_start=929
-  _globals['_GETQUEUERESPONSE']._serialized_end=1121
-  _globals['_RUNNINGBATCH']._serialized_start=1124
-  _globals['_RUNNINGBATCH']._serialized_end=1256
-  _globals['_EXPLAINQUERYREQUEST']._serialized_start=1258
-  _globals['_EXPLAINQUERYREQUEST']._serialized_end=1293
-  _globals['_EXPLAINQUERYRESPONSE']._serialized_start=1295
-  _globals['_EXPLAINQUERYRESPONSE']._serialized_end=1383
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1385
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1463
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1465
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1559
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1561
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1600
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1602
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1642
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=1644
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=1665
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=1667
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=1736
-  _globals['_POLICYDESCRIPTION']._serialized_start=1738
-  _globals['_POLICYDESCRIPTION']._serialized_end=1792
-  _globals['_SETPOLICYREQUEST']._serialized_start=1794
-  _globals['_SETPOLICYREQUEST']._serialized_end=1843
-  _globals['_SETPOLICYRESPONSE']._serialized_start=1845
-  _globals['_SETPOLICYRESPONSE']._serialized_end=1889
-  _globals['_SCHEDULERSERVICE']._serialized_start=1892
-  _globals['_SCHEDULERSERVICE']._serialized_end=2663
+  _globals['_GETQUEUERESPONSE']._serialized_end=1169
+  _globals['_COSTMODELSTATUS']._serialized_start=1172
+  _globals['_COSTMODELSTATUS']._serialized_end=1470
+  _globals['_RUNNINGBATCH']._serialized_start=1473
+  _globals['_RUNNINGBATCH']._serialized_end=1605
+  _globals['_EXPLAINQUERYREQUEST']._serialized_start=1607
+  _globals['_EXPLAINQUERYREQUEST']._serialized_end=1642
+  _globals['_EXPLAINQUERYRESPONSE']._serialized_start=1644
+  _globals['_EXPLAINQUERYRESPONSE']._serialized_end=1732
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1734
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1812
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1814
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1908
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1910
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1949
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1951
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1991
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=1993
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=2014
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2016
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2085
+  _globals['_POLICYDESCRIPTION']._serialized_start=2087
+  _globals['_POLICYDESCRIPTION']._serialized_end=2141
+  _globals['_SETPOLICYREQUEST']._serialized_start=2143
+  _globals['_SETPOLICYREQUEST']._serialized_end=2192
+  _globals['_SETPOLICYRESPONSE']._serialized_start=2194
+  _globals['_SETPOLICYRESPONSE']._serialized_end=2238
+  _globals['_SCHEDULERSERVICE']._serialized_start=2241
+  _globals['_SCHEDULERSERVICE']._serialized_end=3012
 # @@protoc_insertion_point(module_scope)

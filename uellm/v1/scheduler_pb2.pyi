@@ -103,7 +103,7 @@ class GetQueueRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetQueueResponse(_message.Message):
-    __slots__ = ("queued", "running", "oldest_wait", "policy", "owner", "owner_epoch", "batches")
+    __slots__ = ("queued", "running", "oldest_wait", "policy", "owner", "owner_epoch", "batches", "cost_models")
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     OLDEST_WAIT_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class GetQueueResponse(_message.Message):
     OWNER_FIELD_NUMBER: _ClassVar[int]
     OWNER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
+    COST_MODELS_FIELD_NUMBER: _ClassVar[int]
     queued: int
     running: int
     oldest_wait: _duration_pb2.Duration
@@ -118,7 +119,30 @@ class GetQueueResponse(_message.Message):
     owner: str
     owner_epoch: int
     batches: _containers.RepeatedCompositeFieldContainer[RunningBatch]
-    def __init__(self, queued: _Optional[int] = ..., running: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., policy: _Optional[str] = ..., owner: _Optional[str] = ..., owner_epoch: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[RunningBatch, _Mapping]]] = ...) -> None: ...
+    cost_models: _containers.RepeatedCompositeFieldContainer[CostModelStatus]
+    def __init__(self, queued: _Optional[int] = ..., running: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., policy: _Optional[str] = ..., owner: _Optional[str] = ..., owner_epoch: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[RunningBatch, _Mapping]]] = ..., cost_models: _Optional[_Iterable[_Union[CostModelStatus, _Mapping]]] = ...) -> None: ...
+
+class CostModelStatus(_message.Message):
+    __slots__ = ("deployment", "version", "observations", "step_time", "standard_deviation", "relative_error", "interval_coverage", "interval_ratio", "condition_number")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_RATIO_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    version: str
+    observations: int
+    step_time: _stream_pb2.StepTimePrior
+    standard_deviation: _stream_pb2.StepTimePrior
+    relative_error: float
+    interval_coverage: float
+    interval_ratio: float
+    condition_number: float
+    def __init__(self, deployment: _Optional[str] = ..., version: _Optional[str] = ..., observations: _Optional[int] = ..., step_time: _Optional[_Union[_stream_pb2.StepTimePrior, _Mapping]] = ..., standard_deviation: _Optional[_Union[_stream_pb2.StepTimePrior, _Mapping]] = ..., relative_error: _Optional[float] = ..., interval_coverage: _Optional[float] = ..., interval_ratio: _Optional[float] = ..., condition_number: _Optional[float] = ...) -> None: ...
 
 class RunningBatch(_message.Message):
     __slots__ = ("batch_id", "deployment", "names", "rows", "dispatch_time")

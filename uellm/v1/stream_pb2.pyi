@@ -154,6 +154,58 @@ class Observation(_message.Message):
     step_aggregates: StepAggregates
     def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., deployment: _Optional[str] = ..., profile: _Optional[_Union[_query_pb2.ResourceProfile, _Mapping]] = ..., temperature: _Optional[float] = ..., output_tokens: _Optional[int] = ..., censored: _Optional[bool] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., service_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_aggregates: _Optional[_Union[StepAggregates, _Mapping]] = ...) -> None: ...
 
+class CalibrationState(_message.Message):
+    __slots__ = ("schema_version", "last_entry_id", "predictors", "gaps", "unreadable")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAST_ENTRY_ID_FIELD_NUMBER: _ClassVar[int]
+    PREDICTORS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    last_entry_id: str
+    predictors: _containers.RepeatedCompositeFieldContainer[PredictorCalibration]
+    gaps: int
+    unreadable: int
+    def __init__(self, schema_version: _Optional[int] = ..., last_entry_id: _Optional[str] = ..., predictors: _Optional[_Iterable[_Union[PredictorCalibration, _Mapping]]] = ..., gaps: _Optional[int] = ..., unreadable: _Optional[int] = ...) -> None: ...
+
+class PredictorCalibration(_message.Message):
+    __slots__ = ("predictor_version", "version", "observations", "events", "exposure", "rows", "feedback_levels", "feedback_cut_log_odds", "drift_sums", "learning_until", "trusted_from", "drifts", "within", "pinball_tokens", "scored_rows", "cuts", "predicted_cuts")
+    PREDICTOR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSURE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_LEVELS_FIELD_NUMBER: _ClassVar[int]
+    FEEDBACK_CUT_LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    DRIFT_SUMS_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    TRUSTED_FROM_FIELD_NUMBER: _ClassVar[int]
+    DRIFTS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    PINBALL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_CUTS_FIELD_NUMBER: _ClassVar[int]
+    predictor_version: str
+    version: str
+    observations: int
+    events: _containers.RepeatedScalarFieldContainer[float]
+    exposure: _containers.RepeatedScalarFieldContainer[float]
+    rows: float
+    feedback_levels: _containers.RepeatedScalarFieldContainer[float]
+    feedback_cut_log_odds: float
+    drift_sums: _containers.RepeatedScalarFieldContainer[float]
+    learning_until: int
+    trusted_from: str
+    drifts: int
+    within: bytes
+    pinball_tokens: _containers.RepeatedScalarFieldContainer[float]
+    scored_rows: float
+    cuts: float
+    predicted_cuts: float
+    def __init__(self, predictor_version: _Optional[str] = ..., version: _Optional[str] = ..., observations: _Optional[int] = ..., events: _Optional[_Iterable[float]] = ..., exposure: _Optional[_Iterable[float]] = ..., rows: _Optional[float] = ..., feedback_levels: _Optional[_Iterable[float]] = ..., feedback_cut_log_odds: _Optional[float] = ..., drift_sums: _Optional[_Iterable[float]] = ..., learning_until: _Optional[int] = ..., trusted_from: _Optional[str] = ..., drifts: _Optional[int] = ..., within: _Optional[bytes] = ..., pinball_tokens: _Optional[_Iterable[float]] = ..., scored_rows: _Optional[float] = ..., cuts: _Optional[float] = ..., predicted_cuts: _Optional[float] = ...) -> None: ...
+
 class StepAggregates(_message.Message):
     __slots__ = ("prefill", "decode", "total_seconds")
     PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -225,7 +277,7 @@ class DeploymentRecord(_message.Message):
     def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., triton_model: _Optional[str] = ..., triton_endpoint: _Optional[str] = ..., engine_kind: _Optional[_Union[EngineKind, str]] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., tokenizer_path: _Optional[str] = ..., limits: _Optional[_Union[EngineLimits, _Mapping]] = ..., step_time_prior: _Optional[_Union[StepTimePrior, _Mapping]] = ..., traffic_share: _Optional[float] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., plan_hash: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
-    __slots__ = ("architecture", "layers", "hidden_size", "attention_heads", "kv_heads", "head_size", "vocabulary_size", "context_limit_tokens", "weight_bytes", "kv_bytes_per_token", "parameter_count")
+    __slots__ = ("architecture", "layers", "hidden_size", "attention_heads", "kv_heads", "head_size", "vocabulary_size", "context_limit_tokens", "weight_bytes", "kv_bytes_per_token", "parameter_count", "kv_cache_layers")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +289,7 @@ class ModelFacts(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     layers: int
     hidden_size: int
@@ -248,23 +301,38 @@ class ModelFacts(_message.Message):
     weight_bytes: int
     kv_bytes_per_token: int
     parameter_count: int
-    def __init__(self, architecture: _Optional[str] = ..., layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., attention_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_limit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., parameter_count: _Optional[int] = ...) -> None: ...
+    kv_cache_layers: _containers.RepeatedCompositeFieldContainer[KvCacheLayers]
+    def __init__(self, architecture: _Optional[str] = ..., layers: _Optional[int] = ..., hidden_size: _Optional[int] = ..., attention_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_size: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., context_limit_tokens: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., parameter_count: _Optional[int] = ..., kv_cache_layers: _Optional[_Iterable[_Union[KvCacheLayers, _Mapping]]] = ...) -> None: ...
+
+class KvCacheLayers(_message.Message):
+    __slots__ = ("layers", "bytes_per_token", "window_tokens", "fixed_bytes")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIXED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    bytes_per_token: int
+    window_tokens: int
+    fixed_bytes: int
+    def __init__(self, layers: _Optional[int] = ..., bytes_per_token: _Optional[int] = ..., window_tokens: _Optional[int] = ..., fixed_bytes: _Optional[int] = ...) -> None: ...
 
 class EngineLimits(_message.Message):
-    __slots__ = ("context_tokens", "max_output_tokens", "max_batch_rows", "max_concurrent_batches", "kv_budget_bytes", "resumable")
+    __slots__ = ("context_tokens", "max_output_tokens", "max_batch_rows", "max_concurrent_batches", "kv_budget_bytes", "resumable", "kv_page_tokens")
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_CONCURRENT_BATCHES_FIELD_NUMBER: _ClassVar[int]
     KV_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+    KV_PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     context_tokens: int
     max_output_tokens: int
     max_batch_rows: int
     max_concurrent_batches: int
     kv_budget_bytes: int
     resumable: bool
-    def __init__(self, context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_concurrent_batches: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., resumable: _Optional[bool] = ...) -> None: ...
+    kv_page_tokens: int
+    def __init__(self, context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., max_batch_rows: _Optional[int] = ..., max_concurrent_batches: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., resumable: _Optional[bool] = ..., kv_page_tokens: _Optional[int] = ...) -> None: ...
 
 class StepTimePrior(_message.Message):
     __slots__ = ("base_seconds", "per_row_seconds", "per_context_token_seconds", "prefill_per_token_seconds", "startup_seconds", "source")
@@ -281,6 +349,62 @@ class StepTimePrior(_message.Message):
     startup_seconds: float
     source: str
     def __init__(self, base_seconds: _Optional[float] = ..., per_row_seconds: _Optional[float] = ..., per_context_token_seconds: _Optional[float] = ..., prefill_per_token_seconds: _Optional[float] = ..., startup_seconds: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class CostModelState(_message.Message):
+    __slots__ = ("schema_version", "deployment", "plan_hash", "version", "observations", "last_batch_id", "step_time", "decode", "start", "relative_error", "relative_errors", "within_interval", "interval_scale", "interval_ratio", "update_time")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATIONS_FIELD_NUMBER: _ClassVar[int]
+    LAST_BATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_ERRORS_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_SCALE_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_RATIO_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    deployment: str
+    plan_hash: str
+    version: str
+    observations: int
+    last_batch_id: str
+    step_time: StepTimePrior
+    decode: RegressionState
+    start: RegressionState
+    relative_error: float
+    relative_errors: _containers.RepeatedScalarFieldContainer[float]
+    within_interval: _containers.RepeatedScalarFieldContainer[bool]
+    interval_scale: float
+    interval_ratio: float
+    update_time: _timestamp_pb2.Timestamp
+    def __init__(self, schema_version: _Optional[int] = ..., deployment: _Optional[str] = ..., plan_hash: _Optional[str] = ..., version: _Optional[str] = ..., observations: _Optional[int] = ..., last_batch_id: _Optional[str] = ..., step_time: _Optional[_Union[StepTimePrior, _Mapping]] = ..., decode: _Optional[_Union[RegressionState, _Mapping]] = ..., start: _Optional[_Union[RegressionState, _Mapping]] = ..., relative_error: _Optional[float] = ..., relative_errors: _Optional[_Iterable[float]] = ..., within_interval: _Optional[_Iterable[bool]] = ..., interval_scale: _Optional[float] = ..., interval_ratio: _Optional[float] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class RegressionState(_message.Message):
+    __slots__ = ("prior_mean", "prior_deviation", "information", "moment", "relative_variance", "step_variance", "noise_information", "noise_moment", "surprises")
+    PRIOR_MEAN_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    INFORMATION_FIELD_NUMBER: _ClassVar[int]
+    MOMENT_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    STEP_VARIANCE_FIELD_NUMBER: _ClassVar[int]
+    NOISE_INFORMATION_FIELD_NUMBER: _ClassVar[int]
+    NOISE_MOMENT_FIELD_NUMBER: _ClassVar[int]
+    SURPRISES_FIELD_NUMBER: _ClassVar[int]
+    prior_mean: _containers.RepeatedScalarFieldContainer[float]
+    prior_deviation: _containers.RepeatedScalarFieldContainer[float]
+    information: _containers.RepeatedScalarFieldContainer[float]
+    moment: _containers.RepeatedScalarFieldContainer[float]
+    relative_variance: float
+    step_variance: float
+    noise_information: _containers.RepeatedScalarFieldContainer[float]
+    noise_moment: _containers.RepeatedScalarFieldContainer[float]
+    surprises: int
+    def __init__(self, prior_mean: _Optional[_Iterable[float]] = ..., prior_deviation: _Optional[_Iterable[float]] = ..., information: _Optional[_Iterable[float]] = ..., moment: _Optional[_Iterable[float]] = ..., relative_variance: _Optional[float] = ..., step_variance: _Optional[float] = ..., noise_information: _Optional[_Iterable[float]] = ..., noise_moment: _Optional[_Iterable[float]] = ..., surprises: _Optional[int] = ...) -> None: ...
 
 class Backlog(_message.Message):
     __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time")
@@ -386,3 +510,23 @@ class ControlMessage(_message.Message):
     cancel_query: str
     set_policy: str
     def __init__(self, schema_version: _Optional[int] = ..., cancel_query: _Optional[str] = ..., set_policy: _Optional[str] = ...) -> None: ...
+
+class PredictorInstallation(_message.Message):
+    __slots__ = ("schema_version", "generation", "stack")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STACK_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    generation: int
+    stack: _containers.RepeatedCompositeFieldContainer[InstalledPredictor]
+    def __init__(self, schema_version: _Optional[int] = ..., generation: _Optional[int] = ..., stack: _Optional[_Iterable[_Union[InstalledPredictor, _Mapping]]] = ...) -> None: ...
+
+class InstalledPredictor(_message.Message):
+    __slots__ = ("path", "kind", "version")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    kind: str
+    version: str
+    def __init__(self, path: _Optional[str] = ..., kind: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
