@@ -26,20 +26,31 @@ from uellm_deployer.domain.placement import OneDevicePlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 
+from uellm.cost.kv_config import attention_shape
+from uellm.cost.memory import activation_shape
 from uellm.rpc.errors import FailedPreconditionError
 
 GIB = 1 << 30
 
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 SHAPE = ModelShape(
     architecture="LlamaForCausalLM",
-    layers=30,
     hidden_size=576,
-    intermediate_size=1536,
-    attention_heads=9,
-    kv_heads=3,
-    head_size=64,
     vocabulary_size=49152,
     context_limit_tokens=8192,
+    attention=attention_shape(CONFIG),
+    activations=activation_shape(CONFIG),
     parameter_count=134_515_008,
     fingerprint="f" * 64,
 )

@@ -12,21 +12,10 @@ from hypothesis import strategies as st
 from uellm_deployer.adapters.model_folder import read_shape
 from uellm_deployer.domain.facts import TensorInfo, model_shape
 
-from tests.support.deployer import safetensors_bytes
-from uellm.cost.memory import activation_bytes, kv_bytes_per_token, kv_cache_bytes
+from tests.support.deployer import CONFIG, safetensors_bytes
+from uellm.cost.kv_cache import KvCacheGroup
 from uellm.rpc.errors import InvalidArgumentError
 
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 WEIGHTS = {
     "model.embed_tokens.weight": ("F32", [8, 4], 128),
     "model.layers.0.mlp.weight": ("BF16", [3, 5], 30),
@@ -35,7 +24,7 @@ WEIGHTS = {
 
 
 def write(folder: Path, config: dict[str, Any] | None = None, weights: dict[str, Any] | None = None) -> Path:
-    (folder / "config.json").write_text(json.dumps(config or LLAMA))
+    (folder / "config.json").write_text(json.dumps(config or CONFIG))
     (folder / "model.safetensors").write_bytes(safetensors_bytes(weights or WEIGHTS))
     return folder
 
@@ -49,10 +38,10 @@ def refused(folder: Path | str) -> str:
 
 def test_a_folder_is_read(tmp_path):
     shape = read_shape(str(write(tmp_path)))
-    assert (shape.layers, shape.kv_heads, shape.head_size, shape.vocabulary_size) == (30, 3, 64, 49152)
+    assert (shape.attention.kv_heads, shape.attention.head_size, shape.vocabulary_size) == (3, 64, 49152)
     assert shape.parameter_count == 8 * 4 + 3 * 5  # booleans are no parameters
     facts = shape.facts(4)
-    assert facts.weight_bytes == 47 * 4
+    assert (facts.layers, facts.attention_heads, facts.weight_bytes) == (30, 9, 47 * 4)
     assert facts.kv_bytes_per_token == 46_080  # as the engine measures it for SmolLM2-135M in float32
 
 
@@ -66,13 +55,13 @@ def test_the_gpt2_family_has_other_names():
         "vocab_size": 50257,
     }
     shape = model_shape(config, [TensorInfo("wte.weight", "F32", (2, 2))], "")
-    assert (shape.kv_heads, shape.head_size, shape.intermediate_size) == (12, 64, 3072)
+    assert (shape.attention.kv_heads, shape.attention.head_size, shape.hidden_size) == (12, 64, 768)
 
 
 @pytest.mark.parametrize(("tied", "count"), [(True, 32), (False, 64)])
 def test_a_tied_head_that_is_stored_counts_once(tied, count):
     tensors = [TensorInfo("model.embed_tokens.weight", "F32", (8, 4)), TensorInfo("lm_head.weight", "F32", (8, 4))]
-    assert model_shape(LLAMA | {"tie_word_embeddings": tied}, tensors, "").parameter_count == count
+    assert model_shape(CONFIG | {"tie_word_embeddings": tied}, tensors, "").parameter_count == count
 
 
 @pytest.mark.parametrize(
@@ -83,6 +72,9 @@ def test_a_tied_head_that_is_stored_counts_once(tied, count):
         ({"architectures": None}, "architectures"),
         ({"is_encoder_decoder": True}, "decoder-only"),
         ({"kv_lora_rank": 512}, "latent attention"),
+        ({"model_type": "mamba", "state_size": 16}, "recurrent"),
+        ({"layer_types": ["chunked_attention"] * 30, "attention_chunk_size": 8}, "chunked_attention"),
+        ({"sliding_window": 64}, "layer_types"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
@@ -92,7 +84,7 @@ def test_a_tied_head_that_is_stored_counts_once(tied, count):
     ],
 )
 def test_what_is_not_understood_is_refused(tmp_path, change, says):
-    assert says in refused(write(tmp_path, LLAMA | change))
+    assert says in refused(write(tmp_path, CONFIG | change))
 
 
 def test_a_folder_must_be_whole(tmp_path):
@@ -101,7 +93,7 @@ def test_a_folder_must_be_whole(tmp_path):
     assert "config.json" in refused(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     assert "no JSON object" in refused(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert "neither" in refused(tmp_path)
 
 
@@ -127,22 +119,23 @@ def test_an_index_names_the_files(tmp_path):
 def test_other_contents_have_another_fingerprint(tmp_path):
     before = read_shape(str(write(tmp_path)))
     assert read_shape(str(tmp_path)) == before
-    assert read_shape(str(write(tmp_path, LLAMA | {"rope_theta": 1}))).fingerprint != before.fingerprint
+    assert read_shape(str(write(tmp_path, CONFIG | {"rope_theta": 1}))).fingerprint != before.fingerprint
 
 
-def test_memory_arithmetic():
-    assert kv_bytes_per_token(layers=80, kv_heads=8, head_size=128, bytes_per_element=2) == 327_680  # Llama-70B
-    assert kv_cache_bytes(rows=4, context_tokens=1000, bytes_per_token=327_680) == 1_310_720_000
-    one = activation_bytes(1, 100, 576, 1536, 49152, 4)
-    assert activation_bytes(2, 100, 576, 1536, 49152, 4) == 2 * one
-    assert one == 100 * (2 * 576 + 3 * 1536) * 4 + 100 * 100 + 49152 * 4
+def test_a_sliding_window_and_latent_attention_are_understood():
+    gemma = CONFIG | {"model_type": "gemma2", "head_dim": 64, "sliding_window": 512}
+    facts = model_shape(gemma, [TensorInfo("a", "F32", (2,))], "").facts(2)
+    assert facts.kv_cache.groups == (KvCacheGroup(15, 2 * 3 * 64 * 2, 512), KvCacheGroup(15, 2 * 3 * 64 * 2))
+    latent = {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128}
+    facts = model_shape(CONFIG | latent | {"v_head_dim": 128}, [TensorInfo("a", "F32", (2,))], "").facts(2)
+    assert facts.kv_bytes_per_token == 30 * (512 + 64) * 2
 
 
 def test_a_tied_head_that_the_engine_repacks_takes_memory_but_is_no_parameter():
-    tensors = [TensorInfo("model.embed_tokens.weight", "F32", (LLAMA["vocab_size"], LLAMA["hidden_size"]))]
-    shape = model_shape(LLAMA | {"tie_word_embeddings": True}, tensors, "")
+    tensors = [TensorInfo("model.embed_tokens.weight", "F32", (CONFIG["vocab_size"], CONFIG["hidden_size"]))]
+    shape = model_shape(CONFIG | {"tie_word_embeddings": True}, tensors, "")
     plain, apart = shape.facts(4), shape.facts(4, head_apart=True)
     assert apart.parameter_count == plain.parameter_count
     assert apart.weight_bytes == 2 * plain.weight_bytes
-    untied = model_shape(LLAMA | {"tie_word_embeddings": False}, tensors, "")
+    untied = model_shape(CONFIG | {"tie_word_embeddings": False}, tensors, "")
     assert untied.facts(4, head_apart=True).weight_bytes == untied.facts(4).weight_bytes

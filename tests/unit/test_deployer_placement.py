@@ -34,10 +34,17 @@ def test_a_plan_is_complete():
     assert plan.devices == ("cpu",)
     assert stage.weight_bytes == 134_515_008 * 4
     assert plan.kv_budget_bytes == 8 * 2048 * 46_080
-    assert stage.kv_bytes == 1.25 * plan.kv_budget_bytes
+    assert stage.kv_bytes == 8 * 2048 * 46_080 * 1.25 + 8 * 2048 * 1536  # with the buffers' room, one layer twice
     assert (plan.spec.context_tokens, plan.spec.max_output_tokens) == (2048, 1024)
     assert is_triton_model(plan.triton_model)
     assert f"{stage.weight_bytes:,}" in plan.explanation
+
+
+def test_a_window_needs_no_memory_beyond_it():
+    shape = replace(SHAPE, attention=replace(SHAPE.attention, windows=(256,) * 30))
+    plan = OneDevicePlanner().place(a_spec(), shape, machine(CPU)).plan
+    assert plan.kv_budget_bytes == 8 * 255 * 46_080
+    assert plan.stages[0].kv_bytes == 8 * 256 * 46_080 + 8 * 2048 * 1536
 
 
 def test_a_gpu_takes_half_precision_and_wins_by_speed():

@@ -21,6 +21,7 @@ from uellm_deployer.domain.topology import DeviceKind, Link, Topology
 from uellm_deployer.server import DeployerServicer
 
 from tests.support.deployer import CPU, SHAPE, a_spec, gpu, machine
+from uellm.cost.kv_cache import KvCacheLayout
 from uellm.rpc.errors import InvalidArgumentError
 from uellm.v1 import deployer_pb2 as pb
 from uellm.v1 import query_pb2, stream_pb2
@@ -129,6 +130,9 @@ def test_what_is_published():
     assert record.engine_kind == stream_pb2.ENGINE_KIND_STATIC
     assert (record.triton_model, record.triton_endpoint) == (PLAN.triton_model, "triton:8001")
     assert record.facts.kv_bytes_per_token == 46_000  # the engine's own figure
+    assert not record.facts.kv_cache_layers  # it is another than that of the plan's layers
+    confirmed = encoding.record_message(replace(READY, measured_kv_bytes_per_token=46_080), "triton:8001")
+    assert KvCacheLayout.from_facts(confirmed.facts) == PLAN.facts.kv_cache
     assert (record.limits.max_concurrent_batches, record.limits.resumable, record.traffic_share) == (1, True, 1.0)
     assert (record.limits.context_tokens, record.limits.max_batch_rows) == (2048, 8)
     assert record.limits.kv_budget_bytes == 8 * 2048 * 46_080

@@ -7,13 +7,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from uellm_deployer.backends.hf.uellm_hf import batch as batch_module
+from uellm_deployer.backends.hf.uellm_hf import cache as cache_module
 from uellm_deployer.backends.hf.uellm_hf.batch import StaticBatch
 from uellm_deployer.backends.hf.uellm_hf.language_model import LanguageModel, LoadOptions
 from uellm_deployer.backends.hf.uellm_hf.packed import pack_linear_layers
+from uellm_deployer.domain import placement
 
+from tests.support.live_tensors import LiveTensors
 from tests.support.tiny_model import make_tiny_model, make_tokenizer
+from uellm.cost import kv_cache
+from uellm.cost.kv_config import layout_from_config
+from uellm.cost.memory import activation_shape
 
 PROMPTS = ([3, 4, 5, 6, 7, 8, 9, 10, 11], [20, 21], [30, 31, 32, 33])
 STEPS = 100  # more than the room that a cache buffer has at first
@@ -53,7 +70,7 @@ def generate(model: LanguageModel, leave: dict[int, int], steps: int = STEPS) ->
             rows, tokens = [rows[i] for i in stay], tokens[stay]
         if step < steps and stay:
             tokens = batch.step(tokens).argmax(-1)
-            assert not batch._plain or batch.padded == max(batch.contexts)  # padding that no row needs is gone
+            assert not batch._trimmable or batch.padded == max(batch.contexts)  # padding that no row needs is gone
             assert batch.contexts == [len(PROMPTS[row]) + step for row in rows]
     return answers
 
@@ -77,24 +94,111 @@ def test_prefill_in_parts_is_the_same(model: LanguageModel, monkeypatch: pytest.
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sliding_window_is_left_to_transformers() -> None:
-    config = MistralConfig(
-        vocab_size=264,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=6,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-    )
+SMALL = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+HYBRID = {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
+
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        plain = MistralForCausalLM(config).train(mode=False)
-    tokenizer = make_tokenizer()
+        return AutoModelForCausalLM.from_config(config).train(mode=False)
+
+
+@pytest.mark.parametrize("prefill_tokens", [batch_module.PREFILL_TOKENS, 2 * len(PROMPTS)], ids=["whole", "parts"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, sliding_window=6),
+        Gemma2Config(**SMALL | HYBRID),
+        Gemma3TextConfig(**SMALL | HYBRID),
+        DeepseekV2Config(**SMALL | LATENT),
+        DeepseekV3Config(**SMALL | LATENT),
+        FalconConfig(**SMALL, num_kv_heads=2, new_decoder_architecture=True),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_every_kind_of_cache(config: PreTrainedConfig, prefill_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = random_model(config)
     alone = [reference(plain, prompt, 20) for prompt in PROMPTS]
-    assert generate(LanguageModel(plain, tokenizer), leave={0: 5}, steps=20) == [alone[0][:5], *alone[1:]]
+    monkeypatch.setattr(batch_module, "PREFILL_TOKENS", prefill_tokens)
+    model = LanguageModel(plain, make_tokenizer())
+    assert generate(model, leave={0: 5}, steps=20) == [alone[0][:5], *alone[1:]]
+    assert StaticBatch(model, PROMPTS)._trimmable
+
+
+@torch.inference_mode()
+def test_a_window_lets_go_of_the_prompt() -> None:
+    model = LanguageModel(random_model(Gemma2Config(**SMALL | HYBRID)), make_tokenizer())
+    batch = StaticBatch(model, [list(range(3, 60)), list(range(3, 40))])
+    batch.prefill()
+    window, full = batch._cache.layers
+    for step in range(4):
+        assert window.keys.shape == (2, 2, 5, 8)
+        assert window.keys.untyped_storage().nbytes() <= 2 * 2 * 6 * 8 * 4
+        assert full.keys.shape[2] == window.get_seq_length() == 57 + step
+        batch.step(torch.tensor([1, 2]))
+    batch.keep([1])
+    assert window.get_seq_length() == full.get_seq_length() == batch.padded == 41
+
+
+def test_what_the_planner_reckons_with() -> None:
+    assert placement.PREFILL_TOKENS == batch_module.PREFILL_TOKENS
+    assert kv_cache.BUFFER_ROOM_TOKENS == cache_module.ROOM
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL | {"num_hidden_layers": 3, "max_position_embeddings": 512}),
+        MistralConfig(**SMALL, sliding_window=30),
+        Gemma2Config(**SMALL | HYBRID),
+        DeepseekV3Config(**SMALL | LATENT),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_batch_stays_within_the_memory_that_is_planned(config: PreTrainedConfig) -> None:
+    """Every tensor that is alive at any moment, from the prefill over growing buffers to rows that leave."""
+    model = LanguageModel(random_model(config), make_tokenizer())
+    content = model._model.config.to_dict()
+    prompts = [list(range(3, 103)), [5] * 80, [6] * 20]
+    with LiveTensors() as live, torch.inference_mode():
+        batch = StaticBatch(model, prompts)
+        batch.prefill()
+        for _ in range(cache_module.ROOM + 2):  # buffers grow once
+            batch.step(torch.tensor([1, 2, 3]))
+        context = batch.padded
+        batch.keep([1, 2])
+        batch.step(torch.tensor([2, 3]))
+    planned = layout_from_config(content, 4).buffered_bytes(3, context)
+    planned += activation_shape(content).bytes_of(3, 100, context, 4)
+    batch_own = batch._mask.nbytes * 4  # ids, positions and mask
+    assert live.peak <= planned + batch_own
 
 
 def test_facts_of_the_model(model: LanguageModel) -> None:

@@ -95,6 +95,14 @@ def test_laws_of_every_policy(name, queries, rows, budget):
     assert POLICIES[name].decide(view, 2_000, np.random.default_rng(0)) == decision, "pure"
 
 
+def test_rows_whose_window_is_full_take_no_more():
+    record = deployment(rows=10)
+    record.facts.kv_cache_layers.add(layers=1, bytes_per_token=100, window_tokens=51)
+    record.limits.kv_budget_bytes = 3 * 50 * 100
+    budget = BatchBudget(Engine(record).view())
+    assert [budget.take(slot, 400, 400) for slot in range(4)] == [True, True, True, False]
+
+
 def test_a_busy_engine_gets_nothing():
     view = view_of((1, 1))
     record = deployment()

@@ -82,6 +82,11 @@ class LengthDistribution:
         return self.edges[-1]
 
     @property
+    def below(self) -> tuple[float, ...]:
+        """Distribution function at 0 and at each edge, the atom at the limit left out."""
+        return self._below
+
+    @property
     def mean(self) -> float:
         """Expected length, in tokens."""
         lows = (0, *self.edges[:-1])
@@ -93,7 +98,7 @@ class LengthDistribution:
 
     def cdf(self, tokens: float) -> float:
         """Probability that the answer has at most `tokens` tokens."""
-        return 1.0 if tokens >= self.limit else self._uncut(tokens)
+        return 1.0 if tokens >= self.limit else self.ended_by(tokens)
 
     def quantile(self, probability: float) -> float:
         """Smallest length, in tokens, that the answer stays within with this probability (0 to 1)."""
@@ -119,7 +124,7 @@ class LengthDistribution:
         if limit >= self.limit:
             return self
         kept = bisect_left(self.edges, limit)
-        at_limit = self._uncut(limit)
+        at_limit = self.ended_by(limit)
         last = max(0.0, 1.0 - self._below[kept])
         masses = (*self.probabilities[:kept], last)
         return LengthDistribution((*self.edges[:kept], limit), masses, min(max(0.0, 1.0 - at_limit), last))
@@ -141,8 +146,8 @@ class LengthDistribution:
         """From a message; raises ValueError if it is no distribution."""
         return cls(tuple(message.bucket_edges_tokens), tuple(message.bucket_probabilities), message.limit_probability)
 
-    def _uncut(self, tokens: float) -> float:
-        """The distribution function below the limit, continuous: without the atom."""
+    def ended_by(self, tokens: float) -> float:
+        """Probability that the answer ends by itself with at most `tokens` tokens: continuous, without the atom."""
         if tokens <= 0:
             return 0.0
         index = bisect_left(self.edges, tokens)

@@ -15,6 +15,32 @@ from uellm.v1.stream_pb2 import StepTimePrior
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a batch, or a part of one, makes an engine do: the features of the step-time model."""
+
+    steps: float = 0.0
+    """Decode steps."""
+    row_steps: float = 0.0
+    """Sum over the steps of the rows alive."""
+    context_tokens: float = 0.0
+    """Sum over the steps of the context, padded where the engine pads."""
+    prefill_tokens: float = 0.0
+    """Tokens of the prompts, padded where the engine pads."""
+    starts: float = 0.0
+    """Batches begun."""
+
+    @property
+    def decode(self) -> tuple[float, float, float]:
+        """Features of base, per row and per context token."""
+        return self.steps, self.row_steps, self.context_tokens
+
+    @property
+    def start(self) -> tuple[float, float]:
+        """Features of prefill per token and start-up."""
+        return self.prefill_tokens, self.starts
+
+
+@dataclass(frozen=True, slots=True)
 class StepTime:
     """Coefficients of the step-time model, in seconds, none negative."""
 
@@ -66,38 +92,48 @@ class StepTime:
         """Start-up and prefill; `prompt_tokens` in all, padding included on a padded engine."""
         return self.startup + self.prefill_per_token * prompt_tokens
 
-    def decode_seconds(self, prompt_tokens: Sequence[int], output_tokens: Sequence[float], *, padded: bool) -> float:
-        """All decode steps of a batch, in closed form.
+    def seconds(self, work: Work) -> float:
+        """All of the work."""
+        decode = self.base * work.steps + self.per_row * work.row_steps + self.per_context_token * work.context_tokens
+        return decode + self.prefill_per_token * work.prefill_tokens + self.startup * work.starts
 
-        Args:
-            prompt_tokens: of each row.
-            output_tokens: of each row, at least 1; quantiles need not be whole.
-            padded: whether the engine pads every row to the longest context.
-        """
-        rows = sorted(zip(output_tokens, prompt_tokens, strict=True))
-        if rows and rows[0][0] < 1:
-            raise ValueError(f"an answer has at least 1 token; got {rows[0][0]}")
-        # Longest prompt, and sum of the prompts, of the rows from each one on: those alive once the others have left.
-        widest, total = [0.0] * (len(rows) + 1), [0.0] * (len(rows) + 1)
-        for i in range(len(rows) - 1, -1, -1):
-            widest[i], total[i] = max(widest[i + 1], rows[i][1]), total[i + 1] + rows[i][1]
-        seconds = done = 0.0
-        for i, (length, _) in enumerate(rows):
-            alive = len(rows) - i
-            prompts = alive * widest[i] if padded else total[i]
-            steps, last = length - 1 - done, length - 1
-            # Sum over the steps k = done + 1 .. last of the answers' part of the context, k tokens a row.
-            answers = alive * (last * (last + 1) - done * (done + 1)) / 2
-            seconds += steps * self.step_seconds(alive, prompts) + self.per_context_token * answers
-            done = last
-        return seconds
+    def decode_seconds(self, prompt_tokens: Sequence[int], output_tokens: Sequence[float], *, padded: bool) -> float:
+        """All decode steps of a batch; arguments as of `batch_work`."""
+        steps, row_steps, context_tokens = batch_work(prompt_tokens, output_tokens, padded=padded).decode
+        return self.seconds(Work(steps, row_steps, context_tokens))
 
     def batch_seconds(self, prompt_tokens: Sequence[int], output_tokens: Sequence[float], *, padded: bool) -> float:
-        """A batch from start-up to its last token; arguments as of `decode_seconds`."""
-        prefill = len(prompt_tokens) * max(prompt_tokens, default=0) if padded else sum(prompt_tokens)
-        decode = self.decode_seconds(prompt_tokens, output_tokens, padded=padded)
-        return self.first_token_seconds(prefill) + decode
+        """A batch from start-up to its last token; arguments as of `batch_work`."""
+        return self.seconds(batch_work(prompt_tokens, output_tokens, padded=padded))
 
     def alone_seconds(self, prompt_tokens: int, output_tokens: float) -> float:
         """One query served alone, without waiting: a batch of one row, for which padding makes no difference."""
         return self.batch_seconds([prompt_tokens], [output_tokens], padded=False)
+
+
+def batch_work(prompt_tokens: Sequence[int], output_tokens: Sequence[float], *, padded: bool) -> Work:
+    """The work of a batch whose rows leave as they end, in closed form.
+
+    Args:
+        prompt_tokens: of each row.
+        output_tokens: of each row, at least 1; quantiles need not be whole.
+        padded: whether the engine pads every row to the longest context.
+    """
+    rows = sorted(zip(output_tokens, prompt_tokens, strict=True))
+    if rows and rows[0][0] < 1:
+        raise ValueError(f"an answer has at least 1 token; got {rows[0][0]}")
+    # Longest prompt, and sum of the prompts, of the rows from each one on: those alive once the others have left.
+    widest, total = [0.0] * (len(rows) + 1), [0.0] * (len(rows) + 1)
+    for i in range(len(rows) - 1, -1, -1):
+        widest[i], total[i] = max(widest[i + 1], rows[i][1]), total[i + 1] + rows[i][1]
+    row_steps = context_tokens = done = 0.0
+    for i, (length, _) in enumerate(rows):
+        alive = len(rows) - i
+        steps, last = length - 1 - done, length - 1
+        row_steps += steps * alive
+        # Prompts, and the sum over the steps k = done + 1 .. last of the answers' part of the context, k tokens a row.
+        context_tokens += steps * (alive * widest[i] if padded else total[i])
+        context_tokens += alive * (last * (last + 1) - done * (done + 1)) / 2
+        done = last
+    prefill = len(rows) * max(prompt_tokens, default=0) if padded else sum(prompt_tokens)
+    return Work(done, row_steps, context_tokens, prefill, 1.0)

@@ -14,6 +14,9 @@ DEPLOYMENTS = "uellm:deployments"
 MODELS = "uellm:models"
 """Set: models that have, or had, a deployment, and whose queue somebody must own."""
 
+PREDICTOR = "uellm:predictor"
+"""`PredictorInstallation`: which predictor all replicas of the profiler use."""
+
 GROUP = "scheduler"
 """The consumer group of every queue."""
 
@@ -66,9 +69,29 @@ class ModelKeys:
         return f"uellm:{{{self.model}}}:running"
 
     @property
+    def cost(self) -> str:
+        """Hash: resource name of a deployment -> `CostModelState`."""
+        return f"uellm:{{{self.model}}}:cost"
+
+    @property
     def observations(self) -> str:
         """Stream of `Observation`, bounded."""
         return f"uellm:{{{self.model}}}:observations"
+
+    @property
+    def calibration(self) -> str:
+        """Hash: `state` a `CalibrationState`, `last` the id of the last observation in it."""
+        return f"uellm:{{{self.model}}}:calibration"
+
+    @property
+    def calibrator(self) -> str:
+        """Id of the profiler replica that folds the observations; expires with its lease."""
+        return f"uellm:{{{self.model}}}:calibrator"
+
+    @property
+    def calibrator_epoch(self) -> str:
+        """Epoch of the newest lease of a calibrator."""
+        return f"uellm:{{{self.model}}}:calibrator-epoch"
 
     @property
     def decisions(self) -> str:

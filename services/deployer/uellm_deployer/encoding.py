@@ -79,7 +79,10 @@ def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.D
     """What is published of a deployment; the publisher sets the time."""
     plan, spec = deployment.plan, deployment.plan.spec
     facts = _facts_message(plan.facts)
-    facts.kv_bytes_per_token = deployment.measured_kv_bytes_per_token or plan.facts.kv_bytes_per_token
+    measured = deployment.measured_kv_bytes_per_token
+    if measured and measured != facts.kv_bytes_per_token:  # the engine's own figure; of its layers nothing is known
+        facts.kv_bytes_per_token = measured
+        facts.ClearField("kv_cache_layers")
     return stream_pb2.DeploymentRecord(
         schema_version=1,
         name=deployment.name,
@@ -219,6 +222,7 @@ def _facts_message(facts: ModelFacts) -> stream_pb2.ModelFacts:
         weight_bytes=facts.weight_bytes,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         parameter_count=facts.parameter_count,
+        kv_cache_layers=facts.kv_cache.to_proto(),
     )
 
 

@@ -54,7 +54,7 @@ async def main(settings: SchedulerSettings) -> None:
         metrics=Metrics(),
     )
     ownership = Ownership(leases, around)
-    queries = Queries(redis, store, hub, clock, leases, ownership)
+    queries = Queries(redis, store, hub, clock, leases, directory, ownership)
 
     @asynccontextmanager
     async def lifecycle() -> AsyncIterator[None]:

@@ -20,6 +20,8 @@ class Scripts:
         self.cancel = _load(redis, "cancel")
         self.acquire = _load(redis, "acquire")
         self.renew = _load(redis, "renew")
+        self.calibrate = _load(redis, "calibrate")
+        self.publish_costs = _load(redis, "publish_costs")
 
 
 def _load(redis: RedisClient, name: str) -> AsyncScript:

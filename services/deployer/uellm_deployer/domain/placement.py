@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from uellm.cost.memory import ELEMENT_BYTES, activation_bytes, kv_cache_bytes
+from uellm.cost.memory import ELEMENT_BYTES, PeakMemory
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError, ResourceExhaustedError
 from uellm_deployer.domain.facts import ModelFacts, ModelShape
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Objective, Stage
@@ -16,8 +16,8 @@ from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
 PROBE_PROMPT_TOKENS = 128
 
-KV_GROWTH = 1.25
-"""The static engine keeps up to a quarter of room ahead in its cache buffers."""
+PREFILL_TOKENS = 16384
+"""Padded tokens that the static engine computes in one pass of a prefill."""
 
 RESERVE_BYTES = {DeviceKind.GPU: 1 << 30, DeviceKind.CPU: 512 << 20}
 """What the framework takes besides tensors: libraries (measured on a CPU: 370 MB), and on a GPU the CUDA context."""
@@ -96,16 +96,16 @@ def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: Mode
     # On a CPU the backend repacks linear layers, the head too, while the embedding keeps the plain layout.
     facts = shape.facts(ELEMENT_BYTES[dtype], head_apart=device.kind is DeviceKind.CPU)
     resolved = _resolve(replace(spec, dtype=dtype), facts)
-    stage = _stage(device, resolved, shape, facts)
+    memory = _memory_of(device, resolved, shape, facts)
     times = step_time(facts, device)
     output_token = times.step(1, PROBE_PROMPT_TOKENS)
     return DeploymentPlan(
         spec=resolved,
-        stages=(stage,),
+        stages=(_stage(device, facts, memory),),
         facts=facts,
         fingerprint=shape.fingerprint,
         devices=(engine_name,),
-        kv_budget_bytes=kv_cache_bytes(resolved.max_batch_rows, resolved.context_tokens, facts.kv_bytes_per_token),
+        kv_budget_bytes=facts.kv_cache.padded_bytes(resolved.max_batch_rows, resolved.context_tokens),
         step_time=times,
         first_token_seconds=times.first_token(PROBE_PROMPT_TOKENS),
         output_token_seconds=output_token,
@@ -132,25 +132,28 @@ def _resolve(spec: DeploymentSpec, facts: ModelFacts) -> DeploymentSpec:
     return replace(spec, context_tokens=context, max_output_tokens=output)
 
 
-def _stage(device: Device, spec: DeploymentSpec, shape: ModelShape, facts: ModelFacts) -> Stage:
+def _memory_of(device: Device, spec: DeploymentSpec, shape: ModelShape, facts: ModelFacts) -> PeakMemory:
+    """Of a full batch whose rows all take the whole context; prompts are computed in passes of a bounded size."""
     rows, context = spec.max_batch_rows, spec.context_tokens
-    activations = activation_bytes(
-        rows,
-        context,
-        shape.hidden_size,
-        shape.intermediate_size,
-        shape.vocabulary_size,
-        ELEMENT_BYTES[spec.dtype],
+    new_tokens = min(context, max(1, PREFILL_TOKENS // rows))
+    return PeakMemory(
+        weights=facts.weight_bytes,
+        kv_cache=facts.kv_cache.buffered_bytes(rows, context),
+        activations=shape.activations.bytes_of(rows, new_tokens, context, ELEMENT_BYTES[spec.dtype]),
+        reserve=RESERVE_BYTES[device.kind],
     )
+
+
+def _stage(device: Device, facts: ModelFacts, memory: PeakMemory) -> Stage:
     return Stage(
         device_ids=(device.id,),
         first_layer=0,
         layer_count=facts.layers,
         embedding=True,
         head=True,
-        weight_bytes=facts.weight_bytes,
-        kv_bytes=int(kv_cache_bytes(rows, context, facts.kv_bytes_per_token) * KV_GROWTH),
-        reserve_bytes=activations + RESERVE_BYTES[device.kind],
+        weight_bytes=memory.weights,
+        kv_bytes=memory.kv_cache,
+        reserve_bytes=memory.activations + memory.reserve,
     )
 
 

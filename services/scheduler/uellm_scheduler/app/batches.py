@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from uellm.cost.kv_cache import KvCacheLayout
+from uellm.cost.model import CostModel
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
 
 from ..domain.outcomes import Service
@@ -79,8 +81,8 @@ class Engine:
         """Queries on it."""
         return sum(len(batch.rows) for batch in self.batches.values())
 
-    def view(self) -> EngineView:
-        """As a policy sees it."""
+    def view(self, cost: CostModel | None = None) -> EngineView:
+        """As a policy sees it; without a cost model it has the deployment's prior."""
         record, limits = self.record, self.record.limits
         return EngineView(
             deployment=record.name,
@@ -89,8 +91,8 @@ class Engine:
             max_batch_rows=limits.max_batch_rows,
             context_tokens=limits.context_tokens,
             kv_budget_bytes=limits.kv_budget_bytes,
-            kv_bytes_per_token=record.facts.kv_bytes_per_token,
-            step_time=record.step_time_prior,
+            kv_cache=KvCacheLayout.from_facts(record.facts),
+            cost=cost or CostModel.from_prior(record.step_time_prior),
             traffic_share=record.traffic_share,
             running=tuple(tuple(_running(row) for row in batch.rows.values()) for batch in self.batches.values()),
         )

@@ -42,6 +42,7 @@ class SchedulerCore:
             on.QueriesTaken: self._take,
             on.CancelWanted: self._cancel,
             on.DeploymentsChanged: self._deployments_changed,
+            on.CostModelsFound: self._costs_found,
             on.PolicyChanged: self._policy_changed,
             on.AttemptsBegun: self.flight.attempts_begun,
             on.EngineNews: self.flight.engine_news,
@@ -57,6 +58,8 @@ class SchedulerCore:
             self._deployed_ms = now_ms
         self._handlers[type(event)](event, now_ms)
         self._decide(now_ms)
+        if states := self.flight.costs.to_publish(now_ms, at_once=self.flight.handing_over):
+            self._effects.append(do.PublishCostModels(states))
         effects = list(self._effects)
         self._effects.clear()
         return effects
@@ -79,6 +82,9 @@ class SchedulerCore:
             self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
         self.flight.cancel(event.name)
         self._effects.append(do.AcknowledgeEntry(event.entry_id))
+
+    def _costs_found(self, event: on.CostModelsFound, now_ms: int) -> None:  # noqa: ARG002
+        self.flight.costs.remember(event.states)
 
     def _policy_changed(self, event: on.PolicyChanged, now_ms: int) -> None:  # noqa: ARG002
         self.policy = event.policy
@@ -106,7 +112,7 @@ class SchedulerCore:
 
     def _decide(self, now_ms: int) -> None:
         self.wake_ms = None
-        engines = tuple(engine.view() for engine in self.flight.engines.values() if engine.accepts)
+        engines = self.flight.views(accepting=True)
         if self.flight.handing_over or not self.pending or not any(engine.free_batches for engine in engines):
             return
         slots = self.pending.slots()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uellm.messaging.queries import DispatchRow, EventRow, FinishRow
-from uellm.v1.stream_pb2 import DeploymentRecord, QueryRecord
+from uellm.v1.stream_pb2 import CostModelState, DeploymentRecord, QueryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,13 @@ class AwaitEngine:
     deployment: DeploymentRecord
 
 
-StoreEffect = BeginAttempts | AppendEvents | FinishQueries | AcknowledgeEntry
+@dataclass(frozen=True, slots=True)
+class PublishCostModels:
+    """Write what is known of the cost of some deployments, for the profiler and for the next owner."""
+
+    states: tuple[CostModelState, ...]
+
+
+StoreEffect = BeginAttempts | AppendEvents | FinishQueries | AcknowledgeEntry | PublishCostModels
 EngineEffect = RunBatch | CancelRows | AbandonBatch | AwaitEngine
 Effect = StoreEffect | EngineEffect

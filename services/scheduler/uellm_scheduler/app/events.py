@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uellm.messaging.queries import DispatchAnswer
-from uellm.v1.stream_pb2 import DeploymentRecord, ProfiledQuery, StepAggregates
+from uellm.v1.stream_pb2 import CostModelState, DeploymentRecord, ProfiledQuery, StepAggregates
 
 from ..domain.pending import NOTHING, Progress
 from ..domain.policy import Policy
@@ -43,6 +43,13 @@ class DeploymentsChanged:
     """The deployments of the model are these now."""
 
     records: tuple[DeploymentRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CostModelsFound:
+    """What an earlier owner knew of the cost of deployments."""
+
+    states: tuple[CostModelState, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ Event = (
     QueriesTaken
     | CancelWanted
     | DeploymentsChanged
+    | CostModelsFound
     | PolicyChanged
     | AttemptsBegun
     | EngineNews

@@ -20,9 +20,11 @@ from uellm.v1.stream_pb2 import Batched, DeploymentRecord, QueryEvent, Restarted
 
 from ..domain.outcomes import FINISH_REASONS, NOT_SERVED, Service, observation_of, outcome_of
 from ..domain.pending import PendingQuery, PendingTable
+from ..domain.policy import EngineView
 from . import effects as do
 from . import events as on
 from .batches import Batch, Engine, Row
+from .costs import CostModels
 from .limits import CoreLimits
 
 
@@ -39,6 +41,7 @@ class Flight:
     ) -> None:
         self.engines: dict[str, Engine] = {}
         self.batches: dict[str, Batch] = {}
+        self.costs = CostModels()
         self.handing_over = False
         self._rows: dict[str, Batch] = {}
         self._prefix = batch_prefix
@@ -64,6 +67,12 @@ class Flight:
                 engine.withdrawn = True
                 self._drop_if_done(engine)
         self.engines.update({name: Engine(record) for name, record in known.items()})
+        self.costs.keep(self.engines)
+
+    def views(self, *, accepting: bool = False) -> tuple[EngineView, ...]:
+        """All engines, or those that take new batches, as a policy sees them."""
+        engines = [engine for engine in self.engines.values() if engine.accepts or not accepting]
+        return tuple(engine.view(self.costs.of(engine.record)) for engine in engines)
 
     def engine_ready(self, event: on.EngineReady, now_ms: int) -> None:  # noqa: ARG002
         """An engine answers again."""
@@ -122,6 +131,9 @@ class Flight:
         if batch is None:
             return
         batch.heard_ms = now_ms
+        self._learn(batch, event.aggregates)
+        # They are the whole batch's: one observation has them.
+        aggregates = event.aggregates
         deltas, ends = [], []
         for news in event.rows:
             row = batch.rows.get(news.name)
@@ -130,8 +142,10 @@ class Flight:
             delta = _absorb(row, news, now_ms)
             if news.finish_reason:
                 self._leave(batch, news.name)
-                finish = self._row_end(batch, row, news, delta, event.aggregates, now_ms)
-                ends += [finish] if finish else []
+                finish = self._row_end(batch, row, news, delta, aggregates, now_ms)
+                if finish is not None:
+                    ends.append(finish)
+                    aggregates = None if finish.observation is not None else aggregates
             elif delta is not None:
                 deltas.append(EventRow(news.name, row.attempt, delta))
         if deltas:
@@ -166,6 +180,12 @@ class Flight:
             if batch.begun and now_ms - batch.heard_ms > self._limits.engine_stall_ms:
                 self._effects.append(do.AbandonBatch(batch.batch_id))
                 self.batch_ended(on.BatchEnded(batch.batch_id, "the engine did not answer any more"), now_ms)
+
+    def _learn(self, batch: Batch, aggregates: StepAggregates | None) -> None:
+        """Learn what the batch cost, unless its deployment has another plan by now."""
+        engine = self.engines.get(batch.deployment.name)
+        if aggregates is not None and engine is not None and engine.record.plan_hash == batch.deployment.plan_hash:
+            self.costs.learn(engine.record, batch.batch_id, aggregates)
 
     def _begin_row(self, batch: Batch, row: Row, answer: DispatchAnswer, now_ms: int) -> do.EngineRow | None:
         pending = row.pending

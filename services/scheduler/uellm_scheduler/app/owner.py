@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +14,7 @@ import structlog
 
 from uellm.messaging.clock import Clock, entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.costs import CostStore
 from uellm.messaging.deployments import DeploymentDirectory
 from uellm.messaging.inbox import Entry, Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
@@ -65,7 +66,8 @@ class QueueOwner:
         self._around = around
         self._inbox = Inbox(around.redis, lease.model, around.replica)
         self.core = SchedulerCore(lease.model, lease.epoch, around.policy, around.limits, seed=lease.epoch)
-        self._writer = Writer(lease.model, lease.epoch, around.store, self._inbox, self.tell)
+        self._costs = CostStore(around.redis)
+        self._writer = Writer(lease.model, lease.epoch, around.store, self._costs, self._inbox, self.tell)
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._woken = asyncio.Event()
@@ -113,7 +115,7 @@ class QueueOwner:
                 case do.AwaitEngine():
                     self._tasks.create_task(self._await_engine(effect.deployment))
                 case _:
-                    self._around.metrics.count(effect)
+                    self._around.metrics.count(self.lease.model, effect)
                     self._writer.put(effect)
         self._woken.set()
 
@@ -122,6 +124,7 @@ class QueueOwner:
     async def _read(self) -> None:
         entries = await _patiently(self._inbox.take_over)
         log.info("took the queue over", model=self.lease.model, epoch=self.lease.epoch, entries=len(entries))
+        self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.lease.model)))))
         self._hear(entries, await _patiently(lambda: self._recover(entries)))
         while True:
             self._hear(await _patiently(self._inbox.read), {})
@@ -240,7 +243,7 @@ class QueueOwner:
             publish_time=timestamp(self._around.clock.now_ms()),
             policy=self.core.policy.info.name,
         )
-        engines = [engine.view() for engine in self.core.flight.engines.values()]
+        engines = self.core.flight.views()
         backlog.work_p50.FromTimedelta(_work(pending, engines, "p50_tokens"))
         backlog.work_p90.FromTimedelta(_work(pending, engines, "p90_tokens"))
         if pending:
@@ -248,7 +251,7 @@ class QueueOwner:
         return backlog
 
 
-def _work(pending: PendingTable, engines: list[EngineView], quantile: str) -> timedelta:
+def _work(pending: PendingTable, engines: Sequence[EngineView], quantile: str) -> timedelta:
     return timedelta(seconds=predicted_work_seconds(pending, engines, quantile))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 from uellm.messaging.clock import Clock, entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient
+from uellm.messaging.costs import CostStore
+from uellm.messaging.deployments import DeploymentDirectory
 from uellm.messaging.events import EventHub, StoredEvent
 from uellm.messaging.keys import MODELS, ModelKeys
 from uellm.messaging.lease import LeaseKeeper
@@ -19,6 +22,7 @@ from uellm.v1.query_pb2 import QueryState
 from uellm.v1.scheduler_pb2 import GetQueueResponse, QueryStatus, RunningBatch
 from uellm.v1.stream_pb2 import Backlog
 
+from .costs import cost_model_status
 from .ownership import Ownership
 
 MAX_TARGETS = 1_024
@@ -35,6 +39,7 @@ class Queries:
         hub: EventHub,
         clock: Clock,
         leases: LeaseKeeper,
+        directory: DeploymentDirectory,
         ownership: Ownership,
     ) -> None:
         self._redis = redis
@@ -42,6 +47,8 @@ class Queries:
         self._hub = hub
         self._clock = clock
         self._leases = leases
+        self._directory = directory
+        self._costs = CostStore(redis)
         self._ownership = ownership
 
     async def status(self, name: str) -> QueryStatus:
@@ -90,6 +97,12 @@ class Queries:
         if backlog.HasField("oldest_accept_time"):
             waited = self._clock.now_ms() - backlog.oldest_accept_time.ToMilliseconds()
             response.oldest_wait.FromMilliseconds(max(0, waited))
+        plans = {record.name: record.plan_hash for record in self._directory.of_model(model)}
+        states = sorted(await self._costs.read(model), key=lambda state: state.deployment)
+        current = [state for state in states if plans.get(state.deployment) == state.plan_hash]
+        for state in current:
+            with contextlib.suppress(ValueError, ArithmeticError):
+                response.cost_models.append(cost_model_status(state))
         mine = self._ownership.owner(model)
         if mine is not None:
             response.batches.extend(

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from uellm.messaging.connection import raise_if_cancelled
+from uellm.messaging.costs import CostStore
 from uellm.messaging.inbox import Inbox
 from uellm.messaging.queries import EventRow, FinishRow, QueryStore
 
@@ -33,10 +34,19 @@ MERGED_ROWS = 512
 class Writer:
     """Writes for one model under one lease. A store that is away is waited for: nothing is dropped or reordered."""
 
-    def __init__(self, model: str, epoch: int, store: QueryStore, inbox: Inbox, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        model: str,
+        epoch: int,
+        store: QueryStore,
+        costs: CostStore,
+        inbox: Inbox,
+        tell: Callable[[Event], None],
+    ) -> None:
         self._model = model
         self._epoch = epoch
         self._store = store
+        self._costs = costs
         self._inbox = inbox
         self._tell = tell
         self._waiting: list[do.StoreEffect] = []
@@ -74,6 +84,8 @@ class Writer:
             await self._append([row for effect in effects for row in effect.rows])
         elif kind is do.FinishQueries:
             await self._finish([row for effect in effects for row in effect.rows])
+        elif kind is do.PublishCostModels:
+            await self._publish_costs(effects)
         else:
             for effect in effects:
                 await self._single(effect)
@@ -107,6 +119,10 @@ class Writer:
         known = await self._until_done(lambda: self._store.read_many([row.name for row in stale]))
         corrected = [replace(row, attempts=q.attempts) for row, q in zip(stale, known, strict=True) if q is not None]
         await self._until_done(lambda: self._store.finish(self._model, self._epoch, corrected))
+
+    async def _publish_costs(self, effects: Sequence[do.PublishCostModels]) -> None:
+        newest = {state.deployment: state for effect in effects for state in effect.states}
+        await self._until_done(lambda: self._costs.publish(self._model, self._epoch, list(newest.values())))
 
     async def _until_done(
         self, action: Callable[[], Awaitable[T]], again: Callable[[], Awaitable[T]] | None = None

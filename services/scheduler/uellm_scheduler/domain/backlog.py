@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from uellm.cost.steps import StepTime
-
 from .pending import PendingTable
 from .policy import EngineView
 
@@ -34,5 +32,5 @@ def predicted_work_seconds(table: PendingTable, engines: Iterable[EngineView], q
 def _full_rate(engine: EngineView) -> float:
     """Tokens per second of a full batch, each row half way through its context."""
     rows = max(1, engine.max_batch_rows)
-    step = StepTime.from_prior(engine.step_time).step_seconds(rows, rows * engine.context_tokens / 2)
+    step = engine.step_time.step_seconds(rows, rows * engine.context_tokens / 2)
     return rows / step if step else 0.0

@@ -12,8 +12,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from uellm.cost.kv_cache import KvCacheLayout
+from uellm.cost.model import CostModel
+from uellm.cost.steps import StepTime
 from uellm.v1.query_pb2 import Refusal
-from uellm.v1.stream_pb2 import EngineKind, StepTimePrior
+from uellm.v1.stream_pb2 import EngineKind
 
 from .pending import PendingTable
 
@@ -41,11 +44,17 @@ class EngineView:
     context_tokens: int
     """Prompt and answer together."""
     kv_budget_bytes: int
-    kv_bytes_per_token: int
-    step_time: StepTimePrior
+    kv_cache: KvCacheLayout
+    cost: CostModel
+    """Its step time, with what is uncertain about it."""
     traffic_share: float
     running: tuple[tuple[RunningRow, ...], ...] = ()
     """Rows of each batch that runs."""
+
+    @property
+    def step_time(self) -> StepTime:
+        """The most probable step time."""
+        return self.cost.step_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ class BatchBudget:
     """Room in one batch of a static engine.
 
     Such an engine pads every row to the longest prompt and keeps its cache until the row ends:
-    `rows * (longest prompt + longest limit)` tokens must fit its KV budget.
+    `rows` rows of `longest prompt + longest limit` tokens must fit its KV budget.
     """
 
     engine: EngineView
@@ -131,7 +140,7 @@ class BatchBudget:
         """Put a query in, if there is room."""
         prompt = max(self.longest_prompt, prompt_tokens)
         answer = max(self.longest_answer, limit_tokens)
-        bytes_needed = (self.rows + 1) * (prompt + answer) * self.engine.kv_bytes_per_token
+        bytes_needed = self.engine.kv_cache.padded_bytes(self.rows + 1, prompt + answer)
         # A row that does not fit alone runs alone: it was admitted, and the engine has the last word on memory.
         if self.rows and (self.rows >= self.engine.max_batch_rows or bytes_needed > self.engine.kv_budget_bytes):
             return False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .cache import is_plain, keep_rows
+from .cache import is_trimmable, keep_rows
 from .language_model import LanguageModel
 
 PREFILL_TOKENS = 16384  # padded tokens of one prefill pass, which bounds its activations
@@ -20,7 +20,7 @@ class StaticBatch:
         """`prompts` holds the token ids of each row, at least one each."""
         self._model = model
         self._cache = model.new_cache()
-        self._plain = is_plain(self._cache)
+        self._trimmable = is_trimmable(self._cache)
         self.contexts = [len(prompt) for prompt in prompts]
         self.padded = max(self.contexts)
         self._tokens = torch.zeros(len(prompts), self.padded, dtype=torch.long)
@@ -37,7 +37,7 @@ class StaticBatch:
     def prefill(self) -> Tensor:
         """Run the prompts; returns the logits [rows, vocabulary] of the first new token."""
         positions = (self._mask.cumsum(dim=-1) - 1).clamp(min=0)
-        width = max(1, PREFILL_TOKENS // self.rows) if self._plain else self.padded
+        width = max(1, PREFILL_TOKENS // self.rows) if self._trimmable else self.padded
         for start in range(0, self.padded, width):
             part = slice(start, start + width)
             logits = self._forward(self._tokens[:, part], self._mask[:, : part.stop], positions[:, part])
@@ -56,7 +56,7 @@ class StaticBatch:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that are padding in every row that stays."""
         self.contexts = [self.contexts[row] for row in rows]
-        trim = self.padded - max(self.contexts) if self._plain else 0
+        trim = self.padded - max(self.contexts) if self._trimmable else 0
         index = torch.tensor(rows)
         self._mask = self._mask[index, trim:]
         self.padded -= trim

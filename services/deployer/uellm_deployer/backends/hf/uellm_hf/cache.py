@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 ROOM = 64  # tokens of room that a buffer has at least when it is made
 
@@ -58,6 +58,28 @@ class BufferedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transform
         self.keys, self.values = self._key_buffer[:, :, :tokens], self._value_buffer[:, :, :tokens]
 
 
+class WindowLayer(DynamicSlidingWindowLayer):  # type: ignore[no-untyped-call]  # transformers' __init_subclass__
+    """A layer with a sliding window, which keeps the last `window - 1` tokens and nothing behind them."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new states; returns those that the new tokens may see."""
+        seen: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+        if key_states.shape[2] > 1:  # what is kept is a view that would hold on to the whole prompt
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+        return seen
+
+    def keep(self, rows: Tensor, trim: int) -> None:
+        """Keep these rows and drop the first `trim` tokens of each, as far as they are still there."""
+        self.cumulative_length -= trim
+        rows = rows.to(self.keys.device)
+        gone = max(0, self.keys.shape[2] - self.cumulative_length)
+        self.keys = self.keys[:, :, gone:].index_select(0, rows)
+        self.values = self.values[:, :, gone:].index_select(0, rows)
+
+
 def _with_room(states: Tensor, room: int) -> Tensor:
     rows, heads, tokens, size = states.shape
     buffer = states.new_empty(rows, heads, room, size)
@@ -66,24 +88,31 @@ def _with_room(states: Tensor, room: int) -> Tensor:
 
 
 def new_cache(config: PretrainedConfig) -> DynamicCache:
-    """An empty cache for a model of this config; layers that are not plain full attention stay transformers' own."""
+    """An empty cache for a model of this config; layers of other kinds stay transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [
-        BufferedLayer() if type(layer) is DynamicLayer else layer  # type: ignore[no-untyped-call]
-        for layer in cache.layers
-    ]
+    # Attention in chunks has the same cache layers, but its masks depend on where a row begins.
+    windows = getattr(config.get_text_config(decoder=True), "attention_chunk_size", None) is None
+    cache.layers = [_own(layer, windows=windows) for layer in cache.layers]
     return cache
 
 
-def is_plain(cache: DynamicCache) -> bool:
-    """Whether every layer keeps all tokens in order, so that leading columns may be dropped."""
-    return all(isinstance(layer, BufferedLayer) for layer in cache.layers)
+def _own(layer: Any, *, windows: bool) -> Any:
+    if type(layer) is DynamicLayer:
+        return BufferedLayer()  # type: ignore[no-untyped-call]
+    if type(layer) is DynamicSlidingWindowLayer and windows:
+        return WindowLayer(layer.sliding_window)
+    return layer
+
+
+def is_trimmable(cache: DynamicCache) -> bool:
+    """Whether leading columns may be dropped in every layer, and prompts be computed in parts."""
+    return all(isinstance(layer, BufferedLayer | WindowLayer) for layer in cache.layers)
 
 
 def keep_rows(cache: DynamicCache, rows: Tensor, trim: int = 0) -> None:
-    """Keep these rows of every layer; `trim` > 0 only for a plain cache."""
+    """Keep these rows of every layer; `trim` > 0 only for a trimmable cache."""
     for layer in cache.layers:
-        if isinstance(layer, BufferedLayer):
+        if isinstance(layer, BufferedLayer | WindowLayer):
             layer.keep(rows, trim)
         else:
             layer.reorder_cache(torch.LongTensor(rows))
