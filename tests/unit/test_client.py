@@ -15,11 +15,29 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
-from uellm.client import AsyncClient, Client, Endpoints, Event, Outcome, Restarted, TokenDelta, Transcript
+from uellm.client import (
+    Answered,
+    AsyncClient,
+    Client,
+    Endpoints,
+    Event,
+    Outcome,
+    Restarted,
+    Submitted,
+    TokenDelta,
+    Transcript,
+)
 from uellm.client.following import Patience
 from uellm.client.requests import Defaults, submit_request
+from uellm.client.submitting import WINDOW
 from uellm.local.process import free_port
-from uellm.rpc.errors import InvalidArgumentError, NotFoundError, UellmError, UnavailableError
+from uellm.rpc.errors import (
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UellmError,
+    UnavailableError,
+)
 from uellm.v1 import profiler_pb2, query_pb2, scheduler_pb2, stream_pb2
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceServicer, add_ProfilerServiceServicer_to_server
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer, add_SchedulerServiceServicer_to_server
@@ -54,6 +72,11 @@ class Server(SchedulerServiceServicer, ProfilerServiceServicer):
     submitted: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     watched: threading.Event = field(default_factory=threading.Event)
+    stream_answers: int = 1_000_000
+    """Answers of one SubmitStream before it is lost."""
+    streamed: list[list[str]] = field(default_factory=list)
+    """Ids that came over each SubmitStream."""
+    stored: set[str] = field(default_factory=set)
 
     def Watch(self, request: Any, context: Any) -> Iterator[scheduler_pb2.WatchResponse]:
         target = request.targets[0]
@@ -82,6 +105,31 @@ class Server(SchedulerServiceServicer, ProfilerServiceServicer):
         if len(self.submitted) <= self.refusals:
             context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
         return profiler_pb2.SubmitResponse(name=NAME, queue_depth=1)
+
+    def SubmitStream(self, requests: Any, context: Any) -> Iterator[profiler_pb2.SubmitStreamResponse]:
+        ids: list[str] = []
+        self.streamed.append(ids)
+        held: list[profiler_pb2.SubmitStreamResponse] = []
+        for request in requests:
+            ids.append(request.submit.query_id)
+            held.append(self._decide(request))
+            if len(held) == 3:  # backwards: answers are not in order
+                yield from reversed(held)
+                held = []
+            if len(ids) >= self.stream_answers:
+                context.abort(self.losses[len(self.streamed) % len(self.losses)], "gone")
+        yield from held
+
+    def _decide(self, request: Any) -> profiler_pb2.SubmitStreamResponse:
+        correlation, identifier = request.correlation_id, request.submit.query_id
+        if request.submit.query.prompt == "refuse":
+            status = _status(8, "full", error_details_pb2.ErrorInfo(reason="FULL", domain="uellm"))
+            refused = profiler_pb2.Refused(code=8, message="full", status=status)
+            return profiler_pb2.SubmitStreamResponse(correlation_id=correlation, refused=refused)
+        again = identifier in self.stored
+        self.stored.add(identifier)
+        accepted = profiler_pb2.SubmitResponse(name=identifier, already_submitted=again)
+        return profiler_pb2.SubmitStreamResponse(correlation_id=correlation, accepted=accepted)
 
     def Profile(self, request: Any, context: Any) -> profiler_pb2.ProfileResponse:
         bad = error_details_pb2.BadRequest()
@@ -171,6 +219,86 @@ def test_submit_repeats_with_the_same_id(client: Client, server: Server) -> None
     assert len(server.submitted) == 3
     assert len(set(server.submitted)) == 1
     assert server.submitted[0]
+
+
+def many(count: int) -> list[tuple[str, Any]]:
+    return [("refuse" if number % 4 == 3 else "hi", {"query_id": f"q{number}"}) for number in range(count)]
+
+
+def check_many(answers: list[Answered], count: int) -> None:
+    assert sorted(answered.index for answered in answers) == list(range(count))
+    for answered in answers:
+        if answered.index % 4 == 3:
+            assert isinstance(answered.result, ResourceExhaustedError)
+            assert answered.result.reason == "FULL"
+        else:
+            assert isinstance(answered.result, Submitted)
+            assert answered.result.name == f"q{answered.index}"
+
+
+LOST = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED]
+
+
+@pytest.mark.parametrize("answers", [1_000_000, 20], ids=["whole", "lost"])
+def test_many_are_submitted_once_each(answers: int, client: Client, server: Server) -> None:
+    server.stream_answers, server.losses = answers, LOST  # type: ignore[assignment]
+    check_many(list(client.submit_many(many(70))), 70)
+    assert len(server.stored) == 70 - 70 // 4
+    assert (len(server.streamed) > 1) == (answers < 70)
+
+
+@pytest.mark.parametrize("answers", [1_000_000, 20], ids=["whole", "lost"])
+async def test_many_are_submitted_once_each_async(answers: int, async_client: AsyncClient, server: Server) -> None:
+    server.stream_answers, server.losses = answers, LOST  # type: ignore[assignment]
+
+    async def given() -> AsyncIterator[tuple[str, Any]]:
+        for one in many(70):
+            await asyncio.sleep(0)
+            yield one
+
+    check_many([answered async for answered in async_client.submit_many(given())], 70)
+    check_many([answered async for answered in async_client.submit_many(many(7))], 7)
+    assert len(server.stored) == 70 - 70 // 4
+    assert (len(server.streamed) > 2) == (answers < 70)
+
+
+async def test_what_is_given_is_drawn_as_answers_come(client: Client, async_client: AsyncClient) -> None:
+    drawn = 0
+
+    def given() -> Iterator[tuple[str, Any]]:
+        nonlocal drawn
+        for one in many(2_000):
+            drawn += 1
+            yield one
+        raise ValueError("no more")
+
+    answers = client.submit_many(given())
+    for count in range(1, 200):
+        next(answers)
+        assert drawn <= WINDOW + count + 1
+    with pytest.raises(ValueError, match="no more"):
+        list(answers)
+    drawn = 0
+    async_answers = async_client.submit_many(given())
+    for _ in range(2_000):
+        await anext(async_answers)
+    with pytest.raises(ValueError, match="no more"):
+        await anext(async_answers)
+    assert drawn == 2_000
+
+
+def test_leaving_early_ends_the_stream(client: Client) -> None:
+    answers = client.submit_many(iter(many(2_000)))
+    next(answers)
+    answers.close()
+    assert client.submit("hi").name == NAME
+
+
+def test_many_give_up_after_a_while(endpoints: Endpoints, server: Server) -> None:
+    server.stream_answers, server.losses = 1, [grpc.StatusCode.UNAVAILABLE]
+    with Client(endpoints, submit_seconds=0.3) as client, pytest.raises(UnavailableError):
+        list(client.submit_many(many(5)))
+    assert len(server.streamed) > 1
 
 
 def test_generate_returns_the_outcome(client: Client, server: Server) -> None:

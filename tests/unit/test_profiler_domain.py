@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -11,10 +12,14 @@ from hypothesis import strategies as st
 from uellm_profiler.domain import limits, refusals
 from uellm_profiler.domain.predictor import PredictorInput
 from uellm_profiler.domain.prior import MU, SIGMA, StatisticalPrior
-from uellm_profiler.domain.profile import resource_profile
+from uellm_profiler.domain.profile import kv_cache_bytes, resource_profile
 
+from tests.support.costs import TRUTH, random_batch
+from uellm.cost.fit import CostFit
 from uellm.cost.lengths import LengthDistribution, log_normal_cdf
-from uellm.cost.steps import StepTime
+from uellm.cost.model import CostModel
+from uellm.cost.service import service_time
+from uellm.cost.steps import StepTime, batch_work
 from uellm.messaging.clock import timestamp
 from uellm.v1.query_pb2 import (
     ON_MISS_CANCEL,
@@ -53,7 +58,9 @@ def prior_input(limit: int) -> PredictorInput:
 
 async def test_prior_is_the_stated_log_normal_cut_at_the_limit() -> None:
     cdf = log_normal_cdf(MU, SIGMA)
-    short, long = await StatisticalPrior().predict([prior_input(100), prior_input(100_000)])
+    predicted = await StatisticalPrior().predict([prior_input(100), prior_input(100_000)])
+    assert predicted.version == "prior/1"
+    short, long = predicted.lengths
     assert (short.limit, long.limit) == (100, 100_000)
     assert short.limit_probability == pytest.approx(1 - cdf(100))
     assert len(long.edges) >= 16
@@ -123,19 +130,55 @@ def test_the_deployment_with_most_traffic_is_chosen() -> None:
     assert limits.choose_deployment([]) is None
 
 
+def test_the_cache_of_a_query_is_that_of_the_engine() -> None:
+    one = deployment()
+    assert kv_cache_bytes(one, 250) == 46_080 * 250
+    one.facts.kv_cache_layers.add(layers=5, bytes_per_token=1_024, window_tokens=101)
+    one.facts.kv_cache_layers.add(layers=1, bytes_per_token=1_024)
+    assert kv_cache_bytes(one, 250) == 5 * 1_024 * 100 + 1_024 * 250
+    one.limits.kv_page_tokens = 16  # 250 tokens lie in 16 pages, a window of 101 touches 8 at most
+    assert kv_cache_bytes(one, 250) == 16 * 1_024 * (5 * 8 + 16)
+
+
 def test_profile_figures() -> None:
     length = LengthDistribution((100, 200), (0.8, 0.2), 0.1)
-    profile = resource_profile(deployment(), 50, length, priority=3, predictor_version="prior/1")
+    record = deployment(limits=EngineLimits(max_batch_rows=8))
+    cost = CostModel.from_prior(record.step_time_prior)
+    profile = resource_profile(record, 50, length, cost, priority=3, predictor_version="prior/1")
     assert profile.prompt_tokens == 50
     assert profile.output_length.p50_tokens == pytest.approx(62.5)
     assert profile.output_length.p90_tokens == pytest.approx(200)
     assert profile.kv_cache_bytes_p90 == 46_080 * 250
     assert profile.kv_cache_bytes_limit == 46_080 * 250
     p50 = 0.03 + 50 * 0.002 + 61.5 * (0.086 + 1e-5 * 50) + 1e-5 * 61.5 * 62.5 / 2
-    assert profile.service_time_p50.ToNanoseconds() / 1e9 == pytest.approx(p50)
+    assert profile.service_time_p50.ToNanoseconds() / 1e9 == pytest.approx(p50, rel=0.05)
+    joint = service_time(cost, 50, length).quantile(0.9)
+    assert profile.service_time_p90.ToNanoseconds() / 1e9 == pytest.approx(joint)
+    assert profile.batch_rows == 8
+    assert profile.batch_service_time_p50.ToNanoseconds() > profile.service_time_p50.ToNanoseconds()
+    assert profile.batch_service_time_p90.ToNanoseconds() > profile.batch_service_time_p50.ToNanoseconds()
+    assert not profile.HasField("cost_model_error")
+    assert profile.cost_model_interval == pytest.approx(cost.relative_interval(batch_work([50], [62.5], padded=True)))
     assert profile.first_token_time.ToNanoseconds() / 1e9 == pytest.approx(0.13)
     assert (profile.predictor_version, profile.cost_model_version) == ("prior/1", "prior/measured")
     assert (profile.hints.osl, profile.hints.vllm_priority) == (math.ceil(0.8 * 50 + 0.1 * 150 + 0.1 * 200), -3)
+
+
+def test_a_measured_deployment_says_how_well_it_is_known() -> None:
+    choice, record = random.Random(1), deployment(limits=EngineLimits(max_batch_rows=8))
+    fit = CostFit(record)
+    for _ in range(20):
+        fit.fold(random_batch(choice))
+    length = LengthDistribution((100, 200), (0.8, 0.2), 0.1)
+    profile = resource_profile(record, 50, length, fit.model, priority=0, predictor_version="prior/1")
+    prior = resource_profile(
+        record, 50, length, CostModel.from_prior(record.step_time_prior), priority=0, predictor_version="prior/1"
+    )
+    assert profile.cost_model_version == "fit/20"
+    assert 0 < profile.cost_model_error < 0.1
+    assert profile.cost_model_interval < prior.cost_model_interval / 3
+    truth = TRUTH.alone_seconds(50, 62.5)
+    assert profile.service_time_p50.ToNanoseconds() / 1e9 == pytest.approx(truth, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +203,9 @@ def test_refusals_carry_their_numbers() -> None:
     assert "no deployment" in refusals.model_not_deployed("m", []).message
     long = refusals.prompt_too_long(700, 512, "query").refusal
     assert (long.prompt_too_long.tokens, long.prompt_too_long.limit) == (700, 511)
+    for seconds, retry in ((None, 1_000), (4.5, 4_500), (0.0, 100), (1e9, 60_000)):
+        overloaded = refusals.predictor_overloaded(7, 8, seconds).refusal.predictor_overloaded
+        assert (overloaded.waiting, overloaded.limit, overloaded.retry_after.ToMilliseconds()) == (7, 8, retry)
     full = refusals.queue_full("m", 10, 10, 2.5).refusal
     assert (full.queue_full.depth, full.queue_full.limit) == (10, 10)
     assert full.queue_full.retry_after.ToMilliseconds() == 2_500

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
-from uellm_profiler.adapters import tokenizer as adapter
 from uellm_profiler.adapters.tokenizer import ServedTokenizer, TokenizerPool
-from uellm_profiler.app.ports import PromptError
+from uellm_profiler.app.ports import EncodedPrompt, PromptError
 
 from tests.support.tiny_model import make_tokenizer
 from uellm.rpc.errors import UnavailableError
@@ -64,6 +63,10 @@ def expected(tokenizer: PreTrainedTokenizerFast, messages: list[tuple[str, str]]
     return list(ids)
 
 
+def read_back(encoded: EncodedPrompt) -> str:
+    return str(make_tokenizer().decode(list(encoded.token_ids)))
+
+
 def test_prompts_and_conversations_equal_transformers(reference: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path)
     served = ServedTokenizer.load(tmp_path)
@@ -71,15 +74,27 @@ def test_prompts_and_conversations_equal_transformers(reference: PreTrainedToken
         assert list(served.encode(Query(prompt=text)).token_ids) == expected(reference, [("user", text)])
         raw = served.encode(Query(prompt=text, raw_prompt=True))
         assert list(raw.token_ids) == reference(text)["input_ids"]
-        assert raw.text == text
     assert list(served.encode(conversation(CHAT)).token_ids) == expected(reference, CHAT)
+
+
+def test_the_content_is_what_the_user_wrote(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    served = ServedTokenizer.load(tmp_path)
+    assert served.encode(Query(prompt=" hi\n")).content == " hi\n"
+    assert served.encode(Query(prompt="hi", raw_prompt=True)).content == "hi"
+    assert served.encode(conversation([("user", "hi")])).content == "hi"
+    talk = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "why?")]
+    assert served.encode(conversation(talk)).content == "system: be brief\n\nuser: hi\n\nassistant: hello\n\nuser: why?"
+    ids = served.encode(Query(prompt="hi")).token_ids
+    assert served.encode(Query(prompt_token_ids=TokenIds(ids=ids))).content == "user\nhi\nassistant\n"
 
 
 def test_token_ids_are_used_as_they_are(tmp_path: Path) -> None:
     make_tokenizer().save_pretrained(tmp_path)
     served = ServedTokenizer.load(tmp_path)
     ids = list(served.encode(Query(prompt="hello", raw_prompt=True)).token_ids)
-    assert served.encode(Query(prompt_token_ids=TokenIds(ids=ids))).text == "hello"
+    encoded = served.encode(Query(prompt_token_ids=TokenIds(ids=ids)))
+    assert (encoded.content, list(encoded.token_ids)) == ("hello", ids)
 
 
 def test_template_of_an_older_config_and_token_objects(tmp_path: Path) -> None:
@@ -93,7 +108,7 @@ def test_template_of_an_older_config_and_token_objects(tmp_path: Path) -> None:
     ]
     config["eos_token"] = {"content": "<|im_end|>", "lstrip": False, "__type": "AddedToken"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert ServedTokenizer.load(tmp_path).encode(Query(prompt="hi")).text == "<|im_end|>hi"
+    assert read_back(ServedTokenizer.load(tmp_path).encode(Query(prompt="hi"))) == "<|im_end|>hi"
 
 
 def test_settings_for_training_do_not_cut_prompts(tmp_path: Path) -> None:
@@ -109,7 +124,7 @@ def test_a_model_without_template_takes_prompts_but_no_conversation(tmp_path: Pa
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     served = ServedTokenizer.load(tmp_path)
-    assert served.encode(Query(prompt="hi")).text == "hi"
+    assert read_back(served.encode(Query(prompt="hi"))) == "hi"
     with pytest.raises(PromptError, match="no chat template") as error:
         served.encode(conversation(CHAT))
     assert error.value.field == "chat"
@@ -164,7 +179,7 @@ async def test_loaded_once_until_the_files_change(
     template = tmp_path / "chat_template.jinja"
     template.write_text("new {{ messages[0].content }}")
     os.utime(template, ns=(1, 1))
-    assert (await pool.encode(str(tmp_path), Query(prompt="hi"))).text == "new hi"
+    assert read_back(await pool.encode(str(tmp_path), Query(prompt="hi"))) == "new hi"
     assert len(loads) == 2
 
 
@@ -174,7 +189,7 @@ async def test_a_long_prompt_does_not_hold_up_short_ones(
     release = threading.Event()
     encode = ServedTokenizer.encode
 
-    def slow(self: ServedTokenizer, query: Query) -> adapter.EncodedPrompt:
+    def slow(self: ServedTokenizer, query: Query) -> EncodedPrompt:
         if len(query.prompt) > 1_000:
             assert release.wait(10)
         return encode(self, query)

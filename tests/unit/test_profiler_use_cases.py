@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from uellm_profiler.app.ports import EncodedPrompt, PromptError
 from uellm_profiler.app.profile import Profiler
 from uellm_profiler.app.submit import Submitter, body_hash
+from uellm_profiler.domain import refusals
+from uellm_profiler.domain.predictor import Prediction, PredictorInput, Urgency
 from uellm_profiler.domain.prior import StatisticalPrior
 
 from uellm.cost.steps import StepTime
@@ -105,7 +107,9 @@ class World:
         self.queue = Queue()
         self.backlogs = Backlogs()
         counter = itertools.count(1)
-        self.profiler = Profiler(self.deployments, self.tokenizer, StatisticalPrior(), new_seed=lambda: 77)
+        self.profiler = Profiler(
+            self.deployments, self.tokenizer, StatisticalPrior(), StatisticalPrior(), new_seed=lambda: 77
+        )
         self.submitter = Submitter(
             self.profiler, self.queue, self.backlogs, Clock(), queue_limit, new_id=lambda: f"made-{next(counter)}"
         )
@@ -242,6 +246,37 @@ async def test_a_batch_is_answered_in_order() -> None:
     queries = [Query(prompt="x " * n) for n in (5, 1, 9)]
     profiled = await World().profiler.profile("m", queries, ["a", "b", "c"])
     assert [one.profile.prompt_tokens for one in profiled] == [5, 1, 9]
+
+
+class Overloaded(StatisticalPrior):
+    """A predictor whose queue has no room; notes how urgent its calls were."""
+
+    version = "2"
+
+    def __init__(self) -> None:
+        self.urgencies: list[Urgency] = []
+
+    async def predict(self, prompts: Sequence[PredictorInput], urgency: Urgency = Urgency.INTERACTIVE) -> Prediction:
+        self.urgencies.append(urgency)
+        raise refusals.predictor_overloaded(5, 5, 2.0)
+
+
+async def test_the_prior_answers_for_an_overloaded_predictor_only_where_it_may() -> None:
+    world = World()
+    overloaded = Overloaded()
+    profiler = replace(world.profiler, predictor=overloaded)
+    submitter = replace(world.submitter, profiler=profiler)
+    with pytest.raises(RefusedError) as refused:
+        await submitter.submit(PARENT, "", Query(prompt="p"))
+    assert refused.value.reason == "PREDICTOR_OVERLOADED"
+    assert world.queue.memory == MemoryQueue()
+    submitted = await submitter.submit(PARENT, "", Query(prompt="p"), allow_prior=True)
+    assert submitted.accepted.profile.predictor_version == "prior/1"
+    (profiled,) = await profiler.profile("m", [Query(prompt="p")], ["q"], urgency=Urgency.BULK, allow_prior=True)
+    assert profiled.profile.predictor_version == "prior/1"
+    assert overloaded.urgencies == [Urgency.INTERACTIVE, Urgency.INTERACTIVE, Urgency.BULK]
+    with pytest.raises(RefusedError, match="Shorten it"):
+        await submitter.submit(PARENT, "", Query(prompt=" ".join("x" * 32)), allow_prior=True)
 
 
 async def test_parallel_submissions_of_one_id_are_one_query() -> None:

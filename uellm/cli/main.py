@@ -8,8 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from uellm.cli.options import Json, Model, State
+from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
 from uellm.local.ports import DEFAULT_BASE, MAX_BASE
+from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
 from uellm.local.state import default_folder
 
 app = typer.Typer(
@@ -21,6 +24,7 @@ app = typer.Typer(
 )
 cache = typer.Typer(help="The cache of converted models.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
+app.add_typer(predictor, name="predictor")
 
 MAX_TOKENS = 2**31 - 1
 
@@ -45,16 +49,11 @@ def _duration_option(name: str, description: str) -> Any:
     return typer.Option(name, parser=_duration, metavar="DURATION", help=description)
 
 
-State = Annotated[
-    Path, typer.Option("--state", help="Folder of the stack: data, repository, logs.", envvar="UELLM_STATE")
-]
 PromptText = Annotated[str, typer.Argument(parser=_prompt, metavar="PROMPT", help="What to answer; - reads stdin.")]
-Model = Annotated[str, typer.Option("--model", help="Logical model; default: the stack's.")]
 MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, max=MAX_TOKENS, help="Longest answer, in tokens.")
 ]
 Policy = Annotated[str, typer.Option("--policy", help="Batching policy of the scheduler, e.g. fifo.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
 @app.command()
@@ -74,6 +73,9 @@ def up(
         typer.Option(exists=True, file_okay=False, help="Folder of another model, safetensors. Needs --model."),
     ] = None,
     model: Annotated[str, typer.Option("--model", help="Name under which --weights is served.")] = "",
+    length_predictor: Annotated[
+        PredictorKind, typer.Option("--predictor", help="What predicts the length of answers.")
+    ] = DEFAULT_PREDICTOR,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready; `uellm down` ends it.")] = False,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: Redis, Triton, the three services, a model."""
@@ -81,7 +83,7 @@ def up(
 
     if (weights is None) != (not model):
         raise typer.BadParameter("--weights and --model belong together")
-    wanted = command.Wanted(state, port_base, policy, weights, model)
+    wanted = command.Wanted(state, port_base, policy, weights, model, length_predictor)
     if detach:
         command.up_detached(wanted)
     else:

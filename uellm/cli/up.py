@@ -19,6 +19,7 @@ from rich.table import Table
 from uellm.cli.output import print_line, stdout
 from uellm.local.model import default_model
 from uellm.local.ports import Ports
+from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
 from uellm.local.stack import LocalStack, StackOptions, default_spec
 from uellm.local.state import NotRunningError, StackInfo, StateError, StateFolder
 from uellm.local.supervise import StackError
@@ -37,18 +38,26 @@ class Wanted:
     policy: str
     weights: Path | None
     model: str
+    predictor: PredictorKind = DEFAULT_PREDICTOR
 
     def options(self) -> StackOptions:
         """Options of the stack; converts the default model if it is needed for the first time."""
         if self.weights is None:
             spec = default_spec(prepare_model())
         else:
+            if self.predictor is PredictorKind.LORA:
+                prepare_model()  # which is its base
             spec = DeploymentSpec(model=self.model, weights_path=str(self.weights.absolute()), max_batch_rows=8)
-        return StackOptions(self.state, Ports.at(self.port_base), spec, self.policy)
+        return StackOptions(self.state, Ports.at(self.port_base), spec, self.policy, self.predictor)
 
     def arguments(self) -> list[str]:
         """The command line that asks for it."""
-        flags = {"--state": self.state.absolute(), "--port-base": self.port_base, "--policy": self.policy}
+        flags = {
+            "--state": self.state.absolute(),
+            "--port-base": self.port_base,
+            "--policy": self.policy,
+            "--predictor": self.predictor,
+        }
         if self.weights is not None:
             flags |= {"--weights": self.weights.absolute(), "--model": self.model}
         return [str(word) for flag in flags.items() for word in flag]

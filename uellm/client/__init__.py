@@ -11,6 +11,7 @@ from uellm.client.aio import AsyncClient
 from uellm.client.endpoints import DEFAULT_MODEL, Endpoints
 from uellm.client.following import Event, Transcript
 from uellm.client.requests import Prompt, QueryOptions, Submitted
+from uellm.client.submitting import Answered
 from uellm.client.sync import Client
 from uellm.v1.query_pb2 import Outcome, ResourceProfile
 from uellm.v1.stream_pb2 import Admitted, Batched, Preempted, Restarted, TokenDelta
@@ -18,6 +19,7 @@ from uellm.v1.stream_pb2 import Admitted, Batched, Preempted, Restarted, TokenDe
 __all__ = [
     "DEFAULT_MODEL",
     "Admitted",
+    "Answered",
     "AsyncClient",
     "Batched",
     "Client",

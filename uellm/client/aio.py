@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,6 +13,7 @@ import grpc
 from uellm.client.endpoints import DEFAULT_MODEL, DEFAULT_TENANT, Endpoints, client_channel_options
 from uellm.client.following import Event, Following, Patience
 from uellm.client.requests import (
+    INSTALL_SECONDS,
     Defaults,
     Prompt,
     QueryOptions,
@@ -22,11 +23,20 @@ from uellm.client.requests import (
     submit_request,
     submitted,
 )
+from uellm.client.submitting import WINDOW, Answered, AsyncFeed, Outbox, Wanted
 from uellm.rpc.channel import ClientTls
 from uellm.rpc.errors import UellmError, UnavailableError
 from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
 from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
+from uellm.v1.profiler_pb2 import (
+    DescribePredictorRequest,
+    DescribePredictorResponse,
+    InstallPredictorRequest,
+    InstallPredictorResponse,
+    RollbackPredictorRequest,
+    RollbackPredictorResponse,
+)
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
 from uellm.v1.query_pb2 import Outcome, QueryState, ResourceProfile
 from uellm.v1.scheduler_pb2 import (
@@ -110,6 +120,40 @@ class AsyncClient:
             except UellmError as error:
                 await asyncio.sleep(patience.pause_after(error))
 
+    async def submit_many(self, queries: Iterable[Wanted] | AsyncIterable[Wanted]) -> AsyncGenerator[Answered, None]:
+        """Submit many queries over one stream; yields how each went, as it is decided, not in order.
+
+        At most 256 are without an answer; more are not drawn from `queries`. Goes on after a lost connection,
+        without submitting anything twice. What `queries` raises is raised after the answers to what was drawn.
+
+        Raises UnavailableError if the profiler does not answer for so long; what had no answer may have been accepted.
+        """
+        outbox = Outbox(self._defaults, WINDOW)
+        feed, patience = AsyncFeed(queries, outbox), Patience(self._submit_seconds)
+        try:
+            while not outbox.finished:
+                call = self._profiler.SubmitStream(feed.requests())
+                lost: UellmError = UnavailableError("the profiler ended the stream")
+                try:
+                    async for response in call:
+                        patience.renew()
+                        answered = feed.take(response)
+                        if answered is not None:
+                            yield answered
+                except grpc.RpcError as error:
+                    lost = _lost_while_sending(from_rpc_error(error))
+                except asyncio.CancelledError:
+                    if _is_cancelled():
+                        raise
+                finally:
+                    call.cancel()
+                if not outbox.finished:
+                    await asyncio.sleep(patience.pause_after(lost))
+        finally:
+            await feed.close()
+        if outbox.error is not None:
+            raise outbox.error
+
     async def stream(self, query: str | Submitted) -> AsyncIterator[Event]:
         """The events of a query from its beginning; the last one is its outcome.
 
@@ -168,6 +212,31 @@ class AsyncClient:
         response: GetQueueResponse = await self._call(self._scheduler.GetQueue, request)
         return response
 
+    async def describe_predictor(self, model: str = "") -> DescribePredictorResponse:
+        """What predicts, and how well it has done lately for a model, default: for all."""
+        response: DescribePredictorResponse = await self._call(
+            self._profiler.DescribePredictor, DescribePredictorRequest(model=model)
+        )
+        return response
+
+    async def install_predictor(self, folder: str, *, validate_only: bool = False) -> InstallPredictorResponse:
+        """Switch the profilers to the adapter in a folder, or only check it; the path is absolute, and theirs.
+
+        Raises InvalidArgumentError if it can't be used.
+        """
+        request = InstallPredictorRequest(path=folder, validate_only=validate_only)
+        response: InstallPredictorResponse = await self._call(
+            self._profiler.InstallPredictor, request, seconds=INSTALL_SECONDS
+        )
+        return response
+
+    async def rollback_predictor(self) -> RollbackPredictorResponse:
+        """Return to the predictor before the last installation; raises FailedPreconditionError if there is none."""
+        response: RollbackPredictorResponse = await self._call(
+            self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
+        )
+        return response
+
     async def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""
         found: list[Deployment] = []
@@ -179,9 +248,9 @@ class AsyncClient:
                 return found
             request.page_token = page.next_page_token
 
-    async def _call(self, method: Any, request: Any) -> Any:
+    async def _call(self, method: Any, request: Any, *, seconds: float = 0.0) -> Any:
         try:
-            return await method(request, timeout=self._timeout_seconds)
+            return await method(request, timeout=seconds or self._timeout_seconds)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 
@@ -194,6 +263,13 @@ def _is_cancelled() -> bool:
     """Whether it is this task that is cancelled: grpc.aio raises the same when a server ends a call."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _lost_while_sending(error: UellmError) -> UellmError:
+    """grpc.aio replaces the status of a call that ends while it writes by one of its own; a service's has details."""
+    if error.code == "INTERNAL" and error.message == "Internal error from Core":
+        return UnavailableError("the connection was lost")
+    return error
 
 
 def _channel(target: str, tls: ClientTls | None) -> grpc.aio.Channel:

@@ -23,6 +23,9 @@ from uellm.v1.query_pb2 import (
     TokenIds,
 )
 
+INSTALL_SECONDS = 300.0
+"""How long a predictor may take to load."""
+
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """Plain text; chat messages `{"role": ..., "content": ...}`; or token ids of the served model."""
 
@@ -58,6 +61,8 @@ class QueryOptions(TypedDict, total=False):
     """Returned unchanged with the outcome."""
     raw_prompt: bool
     """Use the text as it is, without the chat template."""
+    allow_prior: bool
+    """If the predictor is overloaded, take the statistical prior's word instead of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +94,21 @@ _ON_MISS = {"finish_late": ON_MISS_FINISH_LATE, "cancel": ON_MISS_CANCEL}
 def submit_request(prompt: Prompt, options: QueryOptions, defaults: Defaults) -> SubmitRequest:
     """A submission. It always has an id, so that it can be repeated after a lost connection."""
     query_id = options.get("query_id") or uuid.uuid4().hex
-    return SubmitRequest(parent=_parent(options, defaults), query_id=query_id, query=_query(prompt, options))
+    return SubmitRequest(
+        parent=_parent(options, defaults),
+        query_id=query_id,
+        query=_query(prompt, options),
+        allow_prior=options.get("allow_prior", False),
+    )
 
 
 def profile_request(prompt: Prompt, options: QueryOptions, defaults: Defaults) -> ProfileRequest:
     """A request for a prediction."""
-    return ProfileRequest(parent=_parent(options, defaults), query=_query(prompt, options))
+    return ProfileRequest(
+        parent=_parent(options, defaults),
+        query=_query(prompt, options),
+        allow_prior=options.get("allow_prior", False),
+    )
 
 
 def submitted(response: SubmitResponse) -> Submitted:

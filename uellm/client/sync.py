@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,6 +13,7 @@ import grpc
 from uellm.client.endpoints import DEFAULT_MODEL, DEFAULT_TENANT, Endpoints, client_channel_options
 from uellm.client.following import Event, Following, Patience
 from uellm.client.requests import (
+    INSTALL_SECONDS,
     Defaults,
     Prompt,
     QueryOptions,
@@ -22,11 +23,20 @@ from uellm.client.requests import (
     submit_request,
     submitted,
 )
+from uellm.client.submitting import WINDOW, Answered, Feed, Outbox, Wanted
 from uellm.rpc.channel import ClientTls
-from uellm.rpc.errors import UellmError
+from uellm.rpc.errors import UellmError, UnavailableError
 from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
 from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
+from uellm.v1.profiler_pb2 import (
+    DescribePredictorRequest,
+    DescribePredictorResponse,
+    InstallPredictorRequest,
+    InstallPredictorResponse,
+    RollbackPredictorRequest,
+    RollbackPredictorResponse,
+)
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
 from uellm.v1.query_pb2 import Outcome, QueryState, ResourceProfile
 from uellm.v1.scheduler_pb2 import (
@@ -110,6 +120,37 @@ class Client:
             except UellmError as error:
                 time.sleep(patience.pause_after(error))
 
+    def submit_many(self, queries: Iterable[Wanted]) -> Iterator[Answered]:
+        """Submit many queries over one stream; yields how each went, as it is decided, not in order.
+
+        At most 256 are without an answer; more are not drawn from `queries`. Goes on after a lost connection,
+        without submitting anything twice. What `queries` raises is raised after the answers to what was drawn.
+
+        Raises UnavailableError if the profiler does not answer for so long; what had no answer may have been accepted.
+        """
+        outbox = Outbox(self._defaults, WINDOW)
+        feed, patience = Feed(queries, outbox), Patience(self._submit_seconds)
+        try:
+            while not feed.finished:
+                call = self._profiler.SubmitStream(feed.requests())
+                lost: UellmError = UnavailableError("the profiler ended the stream")
+                try:
+                    for response in call:
+                        patience.renew()
+                        answered = feed.take(response)
+                        if answered is not None:
+                            yield answered
+                except grpc.RpcError as error:
+                    lost = from_rpc_error(error)
+                finally:
+                    call.cancel()
+                if not feed.finished:
+                    time.sleep(patience.pause_after(lost))
+        finally:
+            feed.close()
+        if outbox.error is not None:
+            raise outbox.error
+
     def stream(self, query: str | Submitted) -> Iterator[Event]:
         """The events of a query from its beginning; the last one is its outcome.
 
@@ -162,6 +203,31 @@ class Client:
         response: GetQueueResponse = self._call(self._scheduler.GetQueue, request)
         return response
 
+    def describe_predictor(self, model: str = "") -> DescribePredictorResponse:
+        """What predicts, and how well it has done lately for a model, default: for all."""
+        response: DescribePredictorResponse = self._call(
+            self._profiler.DescribePredictor, DescribePredictorRequest(model=model)
+        )
+        return response
+
+    def install_predictor(self, folder: str, *, validate_only: bool = False) -> InstallPredictorResponse:
+        """Switch the profilers to the adapter in a folder, or only check it; the path is absolute, and theirs.
+
+        Raises InvalidArgumentError if it can't be used.
+        """
+        request = InstallPredictorRequest(path=folder, validate_only=validate_only)
+        response: InstallPredictorResponse = self._call(
+            self._profiler.InstallPredictor, request, seconds=INSTALL_SECONDS
+        )
+        return response
+
+    def rollback_predictor(self) -> RollbackPredictorResponse:
+        """Return to the predictor before the last installation; raises FailedPreconditionError if there is none."""
+        response: RollbackPredictorResponse = self._call(
+            self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
+        )
+        return response
+
     def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""
         found: list[Deployment] = []
@@ -173,9 +239,9 @@ class Client:
                 return found
             request.page_token = page.next_page_token
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: Any, request: Any, *, seconds: float = 0.0) -> Any:
         try:
-            return method(request, timeout=self._timeout_seconds)
+            return method(request, timeout=seconds or self._timeout_seconds)
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
 

@@ -15,7 +15,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from uellm.local.deploy import await_served, deploy
+from uellm.local.model import default_model
 from uellm.local.ports import Ports
+from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
 from uellm.local.process import ManagedProcess
 from uellm.local.redis import EmbeddedRedis
 from uellm.local.state import PartInfo, StackInfo, StateFolder
@@ -27,8 +29,8 @@ from uellm.v1.query_pb2 import GenerationParameters
 DEFAULT_MODEL = "smollm2-135m"
 SERVICES = ("profiler", "scheduler", "deployer")
 SERVICE_GRACE_SECONDS = 3
-DEPLOYER_READY_SECONDS = 300.0
-"""The deployer is ready once the models of its journal are loaded again."""
+READY_SECONDS = {"profiler": 120.0, "scheduler": 60.0, "deployer": 300.0}
+"""The profiler loads its predictor first; the deployer is ready once the models of its journal are loaded again."""
 KEPT_VARIABLES = ("UELLM_LOG_LEVEL", "UELLM_CACHE")
 """Other variables of ours are not for the parts: they would change all of them at once."""
 
@@ -52,6 +54,7 @@ class StackOptions:
     ports: Ports
     spec: DeploymentSpec
     policy: str = "slo-odbs"
+    predictor: PredictorKind = DEFAULT_PREDICTOR
 
 
 class LocalStack:
@@ -103,7 +106,7 @@ class LocalStack:
             TritonOptions(folder.repository / "models", folder.part("triton"), grpc_port=ports.triton)
         )
         flags = {
-            "profiler": [],
+            "profiler": ["--predictor", self._options.predictor, *self._predictor_base()],
             "scheduler": ["--policy", self._options.policy],
             "deployer": [
                 *("--repository", str(folder.repository)),
@@ -119,7 +122,7 @@ class LocalStack:
                 name,
                 _service(name, addresses[name], [*flags[name], "--redis-url", redis.url], folder, environment),
                 addresses[name],
-                DEPLOYER_READY_SECONDS if name == "deployer" else 60.0,
+                READY_SECONDS[name],
             )
             for name in SERVICES
         ]
@@ -130,6 +133,10 @@ class LocalStack:
             Part("triton", triton.process, addresses["triton"]),
             Part("redis", redis.process, addresses["redis"]),
         ]
+
+    def _predictor_base(self) -> list[str]:
+        """The default model is the base of the adapter that ships, whatever is served."""
+        return ["--predictor-base", str(default_model())] if self._options.predictor is PredictorKind.LORA else []
 
     def _write_state(self) -> None:
         self._folder.write(self._info())

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from uellm.rpc.errors import InvalidArgumentError
 from uellm.rpc.validation import ModelName, Violations, check_query
-from uellm.v1.profiler_pb2 import BatchProfileRequest, DescribePredictorRequest, ProfileRequest, SubmitRequest
+from uellm.v1.profiler_pb2 import (
+    BatchProfileRequest,
+    DescribePredictorRequest,
+    InstallPredictorRequest,
+    ProfileRequest,
+    SubmitRequest,
+    SubmitStreamRequest,
+)
 
 MAX_BATCH = 1_024
+MAX_CORRELATION_ID_BYTES = 128
+MAX_PATH_BYTES = 4_096
 
 
 def check_profile(request: ProfileRequest) -> ModelName:
@@ -39,6 +48,22 @@ def check_batch(request: BatchProfileRequest) -> tuple[ModelName, list[str]]:
     else:
         violations.add("queries", f"must have 1 to {MAX_BATCH:,} entries; got {count:,}")
     return _finish(violations, request.parent), paths
+
+
+def check_correlation(request: SubmitStreamRequest) -> None:
+    """Check what a streamed request has besides its submission; raises InvalidArgumentError."""
+    violations = Violations()
+    violations.size("correlation_id", request.correlation_id, MAX_CORRELATION_ID_BYTES)
+    violations.raise_if_any()
+
+
+def check_install(request: InstallPredictorRequest) -> None:
+    """Check a request; raises InvalidArgumentError."""
+    violations = Violations()
+    if not request.path.startswith("/") or "\0" in request.path:
+        violations.add("path", "must be the absolute path of a folder, since every replica of the profiler reads it")
+    violations.size("path", request.path, MAX_PATH_BYTES)
+    violations.raise_if_any()
 
 
 def check_describe(request: DescribePredictorRequest) -> None:

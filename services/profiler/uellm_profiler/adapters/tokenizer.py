@@ -61,22 +61,24 @@ class ServedTokenizer:
         match query.WhichOneof("input"):
             case "prompt_token_ids":
                 ids = list(query.prompt_token_ids.ids)
-                return EncodedPrompt(self._tokenizer.decode(ids, skip_special_tokens=False), ids)
+                return EncodedPrompt(self._tokenizer.decode(ids), ids)
             case "chat":
                 if self._template is None:
                     raise PromptError("chat", "must be a prompt instead: the model has no chat template")
                 messages = [{"role": message.role, "content": message.content} for message in query.chat.messages]
-                return self._encode(self._template.render(messages, "chat"), add_special_tokens=False)
+                text = self._template.render(messages, "chat")
+                return EncodedPrompt(_conversation(messages), self._encode(text, add_special_tokens=False))
             case _ if self._template is None or query.raw_prompt:
-                return self._encode(query.prompt, add_special_tokens=True)
+                return EncodedPrompt(query.prompt, self._encode(query.prompt, add_special_tokens=True))
             case _:
                 text = self._template.render([{"role": "user", "content": query.prompt}], "prompt")
-                return self._encode(text, add_special_tokens=False)
+                return EncodedPrompt(query.prompt, self._encode(text, add_special_tokens=False))
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> EncodedPrompt:
+    def _encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
         # The call for batches gives up the interpreter's lock, that for one text does not.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return EncodedPrompt(text, encoding.ids)
+        ids: Sequence[int] = encoding.ids
+        return ids
 
 
 class TokenizerPool:
@@ -138,6 +140,13 @@ class _Cache:
             return None
         self._kept.move_to_end(folder)
         return kept
+
+
+def _conversation(messages: Sequence[Mapping[str, str]]) -> str:
+    """The messages with their roles; a single one of the user is what a prompt would be."""
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _modified(folder: Path) -> tuple[int, ...]:

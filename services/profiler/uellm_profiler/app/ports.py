@@ -8,7 +8,8 @@ from typing import Protocol
 
 from uellm.messaging.queries import Accepted, Conflict, Full, Submission
 from uellm.v1.query_pb2 import Query
-from uellm.v1.stream_pb2 import Backlog, DeploymentRecord
+from uellm.v1.stream_pb2 import Backlog, DeploymentRecord, PredictorInstallation
+from uellm_profiler.domain.predictor import LengthPredictor
 
 
 class PromptError(ValueError):
@@ -26,9 +27,10 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as the served model reads it."""
+    """A prompt as the served model reads it, and what of it the user wrote."""
 
-    text: str
+    content: str
+    """Without the chat template; see `PredictorInput`."""
     token_ids: Sequence[int]
 
 
@@ -42,6 +44,31 @@ class Tokenizer(Protocol):
             PromptError: the model can't take this prompt.
             UnavailableError: the tokenizer can't be read.
         """
+
+
+class PredictorError(RuntimeError):
+    """A predictor that can't be loaded; the message says why, and what to do."""
+
+
+class PredictorLoader(Protocol):
+    """Loads predictors."""
+
+    async def load(self, path: str) -> LengthPredictor:
+        """Load the adapter in a folder and try it; an empty path stands for what the process was started with.
+
+        Raises:
+            PredictorError: it can't be used.
+        """
+
+
+class Installations(Protocol):
+    """Which predictor all replicas are to use."""
+
+    async def read(self) -> PredictorInstallation:
+        """What is wanted now; generation 0 if nothing ever was installed."""
+
+    async def replace(self, generation: int, installation: PredictorInstallation) -> bool:
+        """Write what is wanted from now on; False, and nothing is written, if `generation` is not the newest."""
 
 
 class Deployments(Protocol):

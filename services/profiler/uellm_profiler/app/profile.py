@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from uellm.cost.lengths import LengthDistribution
+from uellm.cost.model import CostModel
+from uellm.rpc.errors import RefusedError
 from uellm.rpc.validation import Violations
-from uellm.v1.query_pb2 import Query, ResourceProfile
+from uellm.v1.query_pb2 import REFUSAL_REASON_PREDICTOR_OVERLOADED, Query, ResourceProfile
 from uellm.v1.stream_pb2 import DeploymentRecord
 from uellm_profiler.app.ports import Deployments, EncodedPrompt, PromptError, Tokenizer
 from uellm_profiler.domain import limits, refusals
-from uellm_profiler.domain.predictor import LengthPredictor, PredictorInput
+from uellm_profiler.domain.predictor import LengthPredictor, Prediction, PredictorInput, Urgency
 from uellm_profiler.domain.profile import resource_profile
+from uellm_profiler.domain.recalibration import Calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,17 @@ def random_seed() -> int:
     return _random.randrange(limits.SEED_LIMIT)
 
 
+def prior_cost(deployment: DeploymentRecord) -> CostModel:
+    """What is known of a deployment's cost before anything was measured."""
+    return CostModel.from_prior(deployment.step_time_prior)
+
+
+def uncalibrated(model: str, predictor_version: str) -> None:
+    """No calibration, whatever the model and the predictor."""
+
+
 _random = random.SystemRandom()
+_TURN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +55,28 @@ class Profiler:
     deployments: Deployments
     tokenizer: Tokenizer
     predictor: LengthPredictor
+    prior: LengthPredictor
+    """Answers where the predictor is overloaded and the caller allows it."""
     new_seed: Callable[[], int] = random_seed
+    cost_of: Callable[[DeploymentRecord], CostModel] = prior_cost
+    """What is known of a deployment's cost; never waits."""
+    calibration_of: Callable[[str, str], Calibration | None] = uncalibrated
+    """What corrects predictions for a model by a predictor version, if anything is known yet; never waits."""
 
-    async def profile(self, model: str, queries: Sequence[Query], paths: Sequence[str]) -> list[ProfiledPrompt]:
+    async def profile(
+        self,
+        model: str,
+        queries: Sequence[Query],
+        paths: Sequence[str],
+        *,
+        urgency: Urgency = Urgency.INTERACTIVE,
+        allow_prior: bool = False,
+    ) -> list[ProfiledPrompt]:
         """Profile queries that passed `check_query`; `paths` are theirs in the request.
 
         Raises:
-            RefusedError: MODEL_NOT_DEPLOYED, or PROMPT_TOO_LONG for the first query of which it is true.
+            RefusedError: MODEL_NOT_DEPLOYED, PROMPT_TOO_LONG for the first query of which it is true, or
+                PREDICTOR_OVERLOADED unless `allow_prior`.
             InvalidArgumentError: a query asks for what its model does not have.
             UnavailableError: the model's tokenizer can't be read.
         """
@@ -61,29 +89,33 @@ class Profiler:
             self._fill(deployment, query, prompt, path)
             for query, prompt, path in zip(queries, prompts, paths, strict=True)
         ]
-        lengths = await self._predict(model, filled, prompts)
-        version = f"{self.predictor.kind}/{self.predictor.version}"
-        return [
-            ProfiledPrompt(
-                query,
-                prompt,
-                resource_profile(
+        prediction = await self._predict(_inputs(model, filled, prompts), urgency, allow_prior=allow_prior)
+        cost = self.cost_of(deployment)
+        calibration = self.calibration_of(model, prediction.version)
+        profiled: list[ProfiledPrompt] = []
+        for turn in _turns(len(filled)):
+            profiled += [
+                _profiled(
                     deployment,
-                    len(prompt.token_ids),
-                    length.truncate(query.generation.max_output_tokens),
-                    priority=query.priority,
-                    predictor_version=version,
-                ),
-            )
-            for query, prompt, length in zip(filled, prompts, lengths, strict=True)
-        ]
+                    cost,
+                    filled[index],
+                    prompts[index],
+                    prediction.version,
+                    prediction.lengths[index],
+                    calibration,
+                )
+                for index in turn
+            ]
+            await asyncio.sleep(0)
+        return profiled
 
     async def _encode(
         self, deployment: DeploymentRecord, queries: Sequence[Query], paths: Sequence[str]
     ) -> list[EncodedPrompt]:
-        encoded = await asyncio.gather(
-            *(self.tokenizer.encode(deployment.tokenizer_path, query) for query in queries), return_exceptions=True
-        )
+        encoded: list[EncodedPrompt | BaseException] = []
+        for turn in _turns(len(queries)):
+            encoding = (self.tokenizer.encode(deployment.tokenizer_path, queries[index]) for index in turn)
+            encoded += await asyncio.gather(*encoding, return_exceptions=True)
         violations = Violations()
         prompts: list[EncodedPrompt] = []
         for path, result in zip(paths, encoded, strict=True):
@@ -103,21 +135,56 @@ class Profiler:
             raise refusals.prompt_too_long(tokens, limits.context_tokens(deployment), path)
         return limits.fill_defaults(query, deployment, limit, self.new_seed)
 
-    async def _predict(
-        self, model: str, queries: Sequence[Query], prompts: Sequence[EncodedPrompt]
-    ) -> Sequence[LengthDistribution]:
-        return await self.predictor.predict(
-            [
-                PredictorInput(
-                    model=model,
-                    text=prompt.text,
-                    prompt_tokens=len(prompt.token_ids),
-                    generation=query.generation,
-                    limit_tokens=query.generation.max_output_tokens,
-                )
-                for query, prompt in zip(queries, prompts, strict=True)
-            ]
+    async def _predict(self, inputs: Sequence[PredictorInput], urgency: Urgency, *, allow_prior: bool) -> Prediction:
+        try:
+            return await self.predictor.predict(inputs, urgency)
+        except RefusedError as error:
+            if not allow_prior or error.refusal.reason != REFUSAL_REASON_PREDICTOR_OVERLOADED:
+                raise
+        return await self.prior.predict(inputs, urgency)
+
+
+def _turns(count: int) -> Iterator[range]:
+    """Indices in groups, between which other calls get their turn on the event loop and in the tokenizer's threads."""
+    for begin in range(0, count, _TURN):
+        yield range(begin, min(begin + _TURN, count))
+
+
+def _profiled(
+    deployment: DeploymentRecord,
+    cost: CostModel,
+    query: Query,
+    prompt: EncodedPrompt,
+    version: str,
+    length: LengthDistribution,
+    calibration: Calibration | None,
+) -> ProfiledPrompt:
+    raw = length.truncate(query.generation.max_output_tokens)
+    profile = resource_profile(
+        deployment,
+        len(prompt.token_ids),
+        raw if calibration is None else calibration.calibrate(raw),
+        cost,
+        priority=query.priority,
+        predictor_version=version,
+    )
+    if calibration is not None:
+        profile.calibration_version = calibration.version
+        profile.uncalibrated_probabilities.extend((*raw.probabilities, raw.limit_probability))
+    return ProfiledPrompt(query, prompt, profile)
+
+
+def _inputs(model: str, queries: Sequence[Query], prompts: Sequence[EncodedPrompt]) -> list[PredictorInput]:
+    return [
+        PredictorInput(
+            model=model,
+            content=prompt.content,
+            prompt_tokens=len(prompt.token_ids),
+            generation=query.generation,
+            limit_tokens=query.generation.max_output_tokens,
         )
+        for query, prompt in zip(queries, prompts, strict=True)
+    ]
 
 
 def _check_against(deployment: DeploymentRecord, queries: Sequence[Query], paths: Sequence[str]) -> None:

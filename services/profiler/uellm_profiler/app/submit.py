@@ -51,8 +51,12 @@ class Submitter:
     """Queries of one model that may wait or run at once."""
     new_id: Callable[[], str] = new_query_id
 
-    async def submit(self, parent: ModelName, query_id: str, query: Query, trace_parent: str = "") -> Submitted:
+    async def submit(
+        self, parent: ModelName, query_id: str, query: Query, trace_parent: str = "", *, allow_prior: bool = False
+    ) -> Submitted:
         """Submit a query that passed `check_query`; `query_id` may be empty.
+
+        With `allow_prior` the prior answers for an overloaded predictor.
 
         Raises:
             RefusedError: MODEL_NOT_DEPLOYED, PROMPT_TOO_LONG, QUEUE_FULL or PREDICTOR_OVERLOADED.
@@ -63,7 +67,7 @@ class Submitter:
         name = str(parent.query(query_id or self.new_id()))
         digest = body_hash(query)
         try:
-            (profiled,) = await self.profiler.profile(parent.model, [query], ["query"])
+            (profiled,) = await self.profiler.profile(parent.model, [query], ["query"], allow_prior=allow_prior)
         except UellmError:
             # What was accepted stays accepted, even if the same would be refused now.
             known = await self._find(name, digest) if query_id else None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from uellm.cost.lengths import LengthDistribution, log_normal_cdf
-from uellm_profiler.domain.predictor import PredictorInput
+from uellm_profiler.domain.predictor import Prediction, PredictorInput, Urgency
 
 MU = 5.629
 SIGMA = 1.103
@@ -32,9 +32,9 @@ class StatisticalPrior:
     version = "1"
     description = "Log-normal prior over answer lengths (median 278 tokens, p90 1,144), the same for every prompt."
 
-    async def predict(self, prompts: Sequence[PredictorInput]) -> Sequence[LengthDistribution]:
+    async def predict(self, prompts: Sequence[PredictorInput], urgency: Urgency = Urgency.INTERACTIVE) -> Prediction:  # noqa: ARG002
         """The prior, cut at each prompt's limit."""
-        return [_cut_at(prompt.limit_tokens) for prompt in prompts]
+        return Prediction(f"{self.kind}/{self.version}", [_cut_at(prompt.limit_tokens) for prompt in prompts])
 
 
 @lru_cache(maxsize=1024)

@@ -6,8 +6,11 @@ import math
 
 from google.protobuf.duration_pb2 import Duration
 
+from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.lengths import LengthDistribution
-from uellm.cost.steps import StepTime
+from uellm.cost.model import CostModel
+from uellm.cost.service import service_time
+from uellm.cost.steps import batch_work
 from uellm.v1.query_pb2 import Hints, ResourceProfile
 from uellm.v1.stream_pb2 import DeploymentRecord
 
@@ -16,31 +19,45 @@ def resource_profile(
     deployment: DeploymentRecord,
     prompt_tokens: int,
     length: LengthDistribution,
+    cost: CostModel,
     *,
     priority: int,
     predictor_version: str,
 ) -> ResourceProfile:
     """What a query costs on a deployment.
 
-    Times are those of the query served alone. They grow with the length, so that their quantiles are the times of the
-    length's quantiles.
+    Quantiles of times are of the joint distribution of the length and of what the cost model is uncertain about.
     """
-    prior = deployment.step_time_prior
-    steps = StepTime.from_prior(prior)
     output = length.to_proto()
-    kv_bytes = deployment.facts.kv_bytes_per_token
+    rows = max(1, deployment.limits.max_batch_rows)
+    median = batch_work([prompt_tokens], [max(1.0, output.p50_tokens)], padded=False)
+    alone = service_time(cost, prompt_tokens, length)
+    in_batch = service_time(cost, prompt_tokens, length, rows=rows)
     return ResourceProfile(
         prompt_tokens=prompt_tokens,
         output_length=output,
-        kv_cache_bytes_p90=kv_bytes * (prompt_tokens + math.ceil(output.p90_tokens)),
-        kv_cache_bytes_limit=kv_bytes * (prompt_tokens + length.limit),
-        service_time_p50=duration(steps.alone_seconds(prompt_tokens, max(1.0, output.p50_tokens))),
-        service_time_p90=duration(steps.alone_seconds(prompt_tokens, max(1.0, output.p90_tokens))),
-        first_token_time=duration(steps.first_token_seconds(prompt_tokens)),
+        kv_cache_bytes_p90=kv_cache_bytes(deployment, prompt_tokens + math.ceil(output.p90_tokens)),
+        kv_cache_bytes_limit=kv_cache_bytes(deployment, prompt_tokens + length.limit),
+        service_time_p50=duration(alone.quantile(0.5)),
+        service_time_p90=duration(alone.quantile(0.9)),
+        first_token_time=duration(cost.step_time.first_token_seconds(prompt_tokens)),
         predictor_version=predictor_version,
-        cost_model_version=f"prior/{prior.source}" if prior.source else "prior",
+        cost_model_version=cost.version,
+        batch_rows=rows,
+        batch_service_time_p50=duration(in_batch.quantile(0.5)),
+        batch_service_time_p90=duration(in_batch.quantile(0.9)),
+        cost_model_error=cost.relative_error,
+        cost_model_interval=cost.relative_interval(median),
         hints=Hints(osl=math.ceil(length.mean), vllm_priority=-priority),
     )
+
+
+def kv_cache_bytes(deployment: DeploymentRecord, context_tokens: int) -> int:
+    """What a row alone takes of the engine's key-value cache when prompt and answer have so many tokens."""
+    layout = KvCacheLayout.from_facts(deployment.facts)
+    if page_tokens := deployment.limits.kv_page_tokens:
+        return layout.paged_row_bytes(context_tokens, page_tokens)
+    return layout.row_bytes(context_tokens)
 
 
 def duration(seconds: float) -> Duration:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from uellm.rpc.errors import RefusedError
 from uellm.v1.query_pb2 import (
     REFUSAL_REASON_MODEL_NOT_DEPLOYED,
+    REFUSAL_REASON_PREDICTOR_OVERLOADED,
     REFUSAL_REASON_PROMPT_TOO_LONG,
     REFUSAL_REASON_QUEUE_FULL,
+    PredictorOverloaded,
     PromptTooLong,
     QueueFull,
     Refusal,
@@ -45,6 +47,19 @@ def queue_full(model: str, depth: int, limit: int, retry_seconds: float) -> Refu
     return RefusedError(Refusal(reason=REFUSAL_REASON_QUEUE_FULL, message=message, queue_full=detail))
 
 
+def predictor_overloaded(waiting: int, limit: int, seconds: float | None) -> RefusedError:
+    """As many prompts wait for the predictor as may; there should be room in `seconds` (None: not known yet)."""
+    retry = DEFAULT_RETRY_SECONDS if seconds is None else _clamp(seconds)
+    message = (
+        f"the predictor is overloaded: {waiting:,} prompts wait, {limit:,} may. "
+        f"Try again in {retry:.1f} s, or set allow_prior"
+    )
+    detail = PredictorOverloaded(waiting=waiting, limit=limit, retry_after=duration(retry))
+    return RefusedError(
+        Refusal(reason=REFUSAL_REASON_PREDICTOR_OVERLOADED, message=message, predictor_overloaded=detail)
+    )
+
+
 def retry_seconds(backlog: Backlog | None, depth: int, limit: int, now_ms: int) -> float:
     """When a place in a full queue is expected to be free: the mean time in which as many queries end as must.
 
@@ -54,6 +69,10 @@ def retry_seconds(backlog: Backlog | None, depth: int, limit: int, now_ms: int) 
         return DEFAULT_RETRY_SECONDS
     work_seconds = backlog.work_p50.ToNanoseconds() / 1e9
     seconds = work_seconds * (depth - limit + 1) / max(backlog.queued + backlog.running, 1)
+    return _clamp(seconds)
+
+
+def _clamp(seconds: float) -> float:
     return min(max(seconds, _MIN_RETRY_SECONDS), _MAX_RETRY_SECONDS)
 
 
