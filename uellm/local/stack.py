@@ -135,8 +135,11 @@ class LocalStack:
         ]
 
     def _predictor_base(self) -> list[str]:
-        """The default model is the base of the adapter that ships, whatever is served."""
-        return ["--predictor-base", str(default_model())] if self._options.predictor is PredictorKind.LORA else []
+        """The default model is the base of adapters; it is not converted only for one that may be installed later."""
+        spec = self._options.spec
+        if self._options.predictor is PredictorKind.LORA:
+            return ["--predictor-base", str(default_model())]
+        return ["--predictor-base", spec.weights_path] if spec.model == DEFAULT_MODEL else []
 
     def _write_state(self) -> None:
         self._folder.write(self._info())
