@@ -13,7 +13,10 @@ from uellm.rpc.settings import load
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--predictor=lora"], "--predictor lora needs --predictor-base (UELLM_PREDICTOR_BASE), the folder of its base model"),
+        (
+            ["--predictor=lora"],
+            "--predictor lora needs --predictor-base (UELLM_PREDICTOR_BASE), the folder of its base model",
+        ),
         (["--predictor-base=/missing"], "--predictor-base (UELLM_PREDICTOR_BASE): Path does not point to a directory"),
         (["--predictor=prior", "--predictor-adapter=."], "--predictor prior has no adapter"),
         (["--predictor=best"], "--predictor (UELLM_PREDICTOR)"),
