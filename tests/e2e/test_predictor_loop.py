@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from uellm_profiler.learning.dataset import part_of
+from uellm_profiler.learning.labels import read_labels
 
 from tests.support.local_stack import LocalUp, wait_for
 from uellm.client import Client
-from uellm_profiler.learning.dataset import part_of
-from uellm_profiler.learning.labels import read_labels
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -72,9 +72,11 @@ def read_evaluation(public: Path | None) -> Evaluation:
     learned = [*select(labelled, "train"), *select(labelled, "validation")]
     if not test or not learned:
         raise DataError(f"{DATA} lacks prompts or labels: install the package again")
+    # In the same order with texts and without: intervals depend on it.
+    rows = sorted((example for one in test for example in one.examples), key=lambda example: example.label.key)
     return Evaluation(
-        test=[example for one in test if one.prompt.source not in PUBLIC for example in one.examples],
-        transfer=[example for one in test if one.prompt.source in PUBLIC for example in one.examples],
+        test=[row for row in rows if row.prompt.source not in PUBLIC],
+        transfer=[row for row in rows if row.prompt.source in PUBLIC],
         train=[label for one in learned for label in one.labels],
         labels=labels,
         train_examples=[example for one in learned if one.prompt.text for example in one.examples],
