@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 from uellm.messaging.connection import RedisClient, connect
+
+# Elsewhere each run tries other examples; a build tries the same ones again, and does not time them.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -33,8 +33,8 @@ def test_hazards_are_what_is_left_of_the_distribution(values: list[float], limit
     assert sum(length.probabilities) == pytest.approx(1)
     for edge, following, hazard in zip(length.edges, length.edges[1:-1], values[1:], strict=False):
         alive = 1 - length.cdf(edge)
-        if alive > 1e-9:
-            assert (length.cdf(following) - length.cdf(edge)) / alive == pytest.approx(hazard, rel=1e-6, abs=1e-9)
+        if alive > 1e-6:  # where few are left, what is subtracted is nearly 1
+            assert (length.cdf(following) - length.cdf(edge)) / alive == pytest.approx(hazard, rel=1e-5)
 
 
 @given(hazards, st.integers(2, 4_000), st.integers(2, 4_000))
