@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from google.protobuf.message import DecodeError
-from redis.exceptions import RedisError
 
 from uellm.cost.model import CostModel
-from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.following import refreshing
 from uellm.messaging.keys import ModelKeys
 from uellm.messaging.queries import FencedError
 from uellm.messaging.scripts import Scripts
@@ -69,14 +68,8 @@ class CostDirectory:
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[CostDirectory]:
         """Follow while the block runs. A first look is taken before it begins, if Redis answers."""
-        with contextlib.suppress(RedisError, OSError):
-            await self.refresh()
-        task = asyncio.create_task(self._follow(), name="cost models")
-        try:
+        async with refreshing("cost models", self.refresh, self._interval):
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def refresh(self) -> None:
         """Read the states now."""
@@ -98,15 +91,6 @@ class CostDirectory:
             known = deployment, state, CostModel.of(deployment, state)
             self._known[deployment.name] = known
         return known[2]
-
-    async def _follow(self) -> None:
-        while True:
-            raise_if_cancelled()
-            await asyncio.sleep(self._interval)
-            try:
-                await self.refresh()
-            except (RedisError, OSError) as error:
-                log.warning("cost models can't be read", error=str(error))
 
 
 def _decode(model: str, raw: dict[bytes, bytes]) -> list[CostModelState]:

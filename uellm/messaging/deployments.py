@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import structlog
 from google.protobuf.message import DecodeError
-from redis.exceptions import RedisError
 
 from uellm.messaging.clock import Clock, timestamp
-from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.following import refreshing
 from uellm.messaging.keys import DEPLOYMENTS, MODELS, ModelKeys
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, DeploymentRecord
 
@@ -72,14 +71,8 @@ class DeploymentDirectory:
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[DeploymentDirectory]:
         """Follow while the block runs. The first copy is taken before it begins, if Redis answers."""
-        with contextlib.suppress(RedisError, OSError):
-            await self.refresh()
-        task = asyncio.create_task(self._follow(), name="deployments")
-        try:
+        async with refreshing("deployments", self.refresh, self._interval):
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Call the listener after every change."""
@@ -117,15 +110,6 @@ class DeploymentDirectory:
     def ready(self, model: str) -> list[DeploymentRecord]:
         """The deployments of a model that take queries, by name."""
         return [record for record in self.of_model(model) if record.state == DEPLOYMENT_STATE_READY]
-
-    async def _follow(self) -> None:
-        while True:
-            raise_if_cancelled()
-            await asyncio.sleep(self._interval)
-            try:
-                await self.refresh()
-            except (RedisError, OSError) as error:
-                log.warning("deployments can't be read", error=str(error))
 
 
 def _contents(records: Mapping[str, DeploymentRecord]) -> dict[str, bytes]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
 from google.protobuf.message import DecodeError
-from redis.exceptions import RedisError
 
 from uellm.messaging.clock import entry_time_ms
-from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.following import refreshing
 from uellm.messaging.keys import ModelKeys
 from uellm.messaging.scripts import Scripts
 from uellm.v1.profiler_pb2 import ModelCalibration
@@ -108,14 +107,8 @@ class CalibrationDirectory:
     @contextlib.asynccontextmanager
     async def following(self) -> AsyncIterator[CalibrationDirectory]:
         """Follow while the block runs. The first copy is taken before it begins, if Redis answers."""
-        with contextlib.suppress(RedisError, OSError):
-            await self.refresh()
-        task = asyncio.create_task(self._follow(), name="calibrations")
-        try:
+        async with refreshing("calibrations", self.refresh, self._interval):
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def refresh(self) -> None:
         """Read what is there now."""
@@ -159,12 +152,3 @@ class CalibrationDirectory:
         known = {(model, one.predictor_version) for model, state in self.states.items() for one in state.predictors}
         self._calibrations = {key: value for key, value in self._calibrations.items() if key in known}
         self._lags = {model: lag for model, lag in self._lags.items() if model in models}
-
-    async def _follow(self) -> None:
-        while True:
-            raise_if_cancelled()
-            await asyncio.sleep(self._interval)
-            try:
-                await self.refresh()
-            except (RedisError, OSError) as error:
-                log.warning("calibrations can't be read", error=str(error))
