@@ -1,16 +1,18 @@
-"""A real Triton with the static engine and a tiny model; what a profiler needs to know of that model."""
+"""A real Triton with the static engine and a tiny model; a profiler for that model whose predictor can be held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.profiler import publish_tiny
+from tests.support.length_model import HashModel
+from tests.support.profiler import Running, publish_tiny, running
 from tests.support.stack import TRITON_MODEL
 from tests.support.tiny_model import make_tiny_model, make_tokenizer
 from tests.support.triton import load, start_triton, write_static_engine
+from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import EmbeddedTriton
 from uellm.messaging.connection import RedisClient
 from uellm.v1.stream_pb2 import DeploymentRecord
@@ -43,3 +45,22 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def published(redis: RedisClient, tokenizer_folder: Path) -> DeploymentRecord:
     """The tiny model's deployment, which is only said to be there."""
     return await publish_tiny(redis, tokenizer_folder)
+
+
+@pytest.fixture
+def model() -> HashModel:
+    """A length model that computes only when it is let."""
+    return HashModel("0")
+
+
+@pytest.fixture
+async def profiler(
+    redis_server: EmbeddedRedis, published: DeploymentRecord, model: HashModel, tmp_path: Path
+) -> AsyncIterator[Running]:
+    """A profiler that predicts with it, and lets four prompts wait."""
+    settings = {"predictor": "fast", "predictor_adapter": tmp_path, "predictor_queue_limit": 4}
+    async with running(redis_server.url, lambda folder, base: model, **settings) as started:
+        model.entered()  # the trial
+        model.batches.clear()
+        yield started
+        model.release()

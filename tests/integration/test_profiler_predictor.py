@@ -6,7 +6,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import grpc
 import pytest
 from click.testing import Result
 from google.rpc import error_details_pb2, status_pb2
+from prometheus_client import REGISTRY
 from typer.testing import CliRunner
 
 from tests.support.length_model import HashModel, expected, read_hash_adapter, write_hash_adapter
@@ -31,26 +31,18 @@ KEYS = ModelKeys(MODEL)
 LIMIT = GenerationParameters(max_output_tokens=50)
 
 
-@pytest.fixture
-def model() -> HashModel:
-    return HashModel("0")
-
-
-@pytest.fixture
-async def profiler(
-    redis_server: EmbeddedRedis, published: DeploymentRecord, model: HashModel, tmp_path: Path
-) -> AsyncIterator[Running]:
-    """With a predictor that can be held."""
-    settings = {"predictor": "fast", "predictor_adapter": tmp_path, "predictor_queue_limit": 4}
-    async with running(redis_server.url, lambda folder, base: model, **settings) as started:
-        model.entered()  # the trial
-        model.batches.clear()
-        yield started
-        model.release()
-
-
 def profile_request(prompt: str, *, allow_prior: bool = False) -> pb.ProfileRequest:
     return pb.ProfileRequest(parent=PARENT, query=Query(prompt=prompt, generation=LIMIT), allow_prior=allow_prior)
+
+
+async def until_waiting(prompts: int) -> None:
+    """Wait until so many prompts wait for the predictor. A call to find out would be one more."""
+
+    async def so() -> bool:
+        labels = {"urgency": "interactive"}
+        return REGISTRY.get_sample_value("uellm_profiler_predictor_waiting", labels) == prompts
+
+    await until(so)
 
 
 def of(prompt: str, version: str) -> float:
@@ -85,13 +77,8 @@ async def test_bulk_calls_do_not_hold_up_a_submit(profiler: Running, model: Hash
     bulk = asyncio.ensure_future(profiler.stub.BatchProfile(pb.BatchProfileRequest(parent=PARENT, queries=queries)))
     await asyncio.to_thread(model.entered)
     submit = asyncio.create_task(profiler.submit(Query(prompt="now", generation=LIMIT)))
-
-    async def queued() -> bool:
-        described = await profiler.stub.Profile(profile_request("is it there?", allow_prior=True))
-        return bool(described.profile.predictor_version == "prior/1")
-
     others = [asyncio.ensure_future(profiler.stub.Profile(profile_request(f"o{i}"))) for i in range(3)]
-    await until(queued)
+    await until_waiting(4)
     model.release()
     assert (await submit).profile.predictor_version == "fast/0"
     assert "now" in [one.content for one in model.batches[1]]
@@ -104,12 +91,9 @@ async def test_overload_is_a_refusal_or_the_prior(profiler: Running, model: Hash
     running_call = asyncio.ensure_future(profiler.stub.Profile(profile_request("first")))
     await asyncio.to_thread(model.entered)
     waiting = [asyncio.ensure_future(profiler.stub.Profile(profile_request(f"w{i}"))) for i in range(4)]
-
-    async def refused() -> bool:
-        answer = await profiler.stub.Profile(profile_request("x", allow_prior=True))
-        return bool(answer.profile.predictor_version == "prior/1")
-
-    await until(refused)
+    await until_waiting(4)
+    probe = await profiler.stub.Profile(profile_request("x", allow_prior=True))
+    assert probe.profile.predictor_version == "prior/1"
     error = await failure(profiler.submit(Query(prompt="x"), "q"))
     assert isinstance(error, RefusedError)
     assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "PREDICTOR_OVERLOADED")
@@ -135,25 +119,10 @@ async def test_prompts_of_a_cancelled_call_are_not_computed(profiler: Running, m
     first = asyncio.ensure_future(profiler.stub.Profile(profile_request("first")))
     await asyncio.to_thread(model.entered)
     gone = [profiler.stub.Profile(profile_request("gone")) for _ in range(4)]
-
-    async def full() -> bool:
-        answer = await profiler.stub.Profile(profile_request("x", allow_prior=True))
-        return bool(answer.profile.predictor_version == "prior/1")
-
-    await until(full)
+    await until_waiting(4)
     for call in gone:
         call.cancel()
-
-    async def room() -> bool:
-        probe = profiler.stub.Submit(
-            pb.SubmitRequest(parent=PARENT, query=Query(prompt="probe"), allow_prior=True), timeout=0.2
-        )
-        try:
-            return bool((await probe).profile.predictor_version != "prior/1")
-        except grpc.aio.AioRpcError as error:
-            return bool(error.code() == grpc.StatusCode.DEADLINE_EXCEEDED)
-
-    await until(room)
+    await until_waiting(0)
     model.release()
     await first
     assert not any(one.content == "gone" for batch in model.batches for one in batch)

@@ -26,24 +26,6 @@ from uellm.v1.stream_pb2 import DeploymentRecord
 KEYS = ModelKeys(MODEL)
 
 
-@pytest.fixture
-def model() -> HashModel:
-    return HashModel("0")
-
-
-@pytest.fixture
-async def profiler(
-    redis_server: EmbeddedRedis, published: DeploymentRecord, model: HashModel, tmp_path: Path
-) -> AsyncIterator[Running]:
-    """With a predictor that can be held."""
-    settings = {"predictor": "fast", "predictor_adapter": tmp_path, "predictor_queue_limit": 4}
-    async with running(redis_server.url, lambda folder, base: model, **settings) as started:
-        model.entered()  # the trial
-        model.batches.clear()
-        yield started
-        model.release()
-
-
 def streamed(identifier: str, prompt: str = "hello", **changes: Any) -> pb.SubmitStreamRequest:
     submit = pb.SubmitRequest(**{"parent": PARENT, "query_id": identifier, "query": Query(prompt=prompt), **changes})
     return pb.SubmitStreamRequest(correlation_id=f"c-{identifier}", submit=submit)

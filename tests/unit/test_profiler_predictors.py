@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from uellm_profiler.adapters.loader import AdapterLoader, neural_reader
+from uellm_profiler.adapters.loader import AdapterLoader, neural_reader, shipped_adapter
 from uellm_profiler.adapters.micro_batch import MicroBatcher
 from uellm_profiler.app.ports import PredictorError
 from uellm_profiler.app.predictors import KEPT, ActivePredictor, Predictors
@@ -190,3 +190,8 @@ async def test_a_missing_adapter_is_no_fallback(tmp_path: Path) -> None:
     configured = AdapterLoader(MicroBatcher(), neural_reader(1), "lora", tmp_path / "missing", None)
     with pytest.raises(PredictorError, match="is no folder"):
         await configured.load("")
+
+
+def test_a_kind_without_an_adapter_in_the_package_says_what_to_do() -> None:
+    with pytest.raises(PredictorError, match="no adapter of kind none.*`uellm predictor train`.*--predictor-adapter"):
+        shipped_adapter("none")

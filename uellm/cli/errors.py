@@ -8,7 +8,12 @@ from uellm.cli.output import print_line, stderr
 from uellm.rpc.errors import UellmError
 
 # Named and not imported: most commands start without the modules that define the others.
-_EXPECTED_MODULES = ("uellm.local.", "uellm_profiler.learning.", "uellm_profiler.neural.errors")
+_EXPECTED_MODULES = (
+    "uellm.local.",
+    "uellm_profiler.learning.",
+    "uellm_profiler.neural.errors",
+    "uellm_profiler.app.ports",
+)
 
 
 def expected(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from uellm_profiler.app.calibration import Calibrator
 from uellm_profiler.app.predictors import ActivePredictor, Predictors
 from uellm_profiler.config import ProfilerSettings
 from uellm_profiler.domain.micro_batch import BatchLimits
+from uellm_profiler.domain.prior import StatisticalPrior
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,9 @@ async def compose_prediction(settings: ProfilerSettings, redis: RedisClient, rea
             bulk_waiting=settings.predictor_bulk_queue_limit,
         )
     )
-    adapter = settings.predictor_adapter or shipped_adapter(settings.predictor)
+    adapter = settings.predictor_adapter
+    if adapter is None and settings.predictor != StatisticalPrior.kind:
+        adapter = shipped_adapter(settings.predictor)
     loader = AdapterLoader(batcher, read, settings.predictor, adapter, settings.predictor_base)
     active = ActivePredictor(await loader.load(""))
     return Prediction(batcher, active, Predictors(active, loader, RedisInstallations(redis), show_predictor))

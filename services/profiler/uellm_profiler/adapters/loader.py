@@ -22,8 +22,14 @@ _TRIALS = (("Hi", 1, 1), ("Write a long story about the sea.", 8, 4_096), ("word
 
 
 def shipped_adapter(kind: str) -> Path:
-    """Folder of the adapter that the package carries for a kind, `lora` or `fast`."""
-    return Path(__file__).resolve().parents[1] / "neural" / "shipped" / kind
+    """Folder of the adapter that the package carries for a kind, `lora` or `fast`; raises PredictorError."""
+    folder = Path(__file__).resolve().parents[1] / "neural" / "shipped" / kind
+    if not folder.is_dir():
+        raise PredictorError(
+            f"no adapter of kind {kind} comes with this version: train one (`uellm predictor train`) and name its "
+            "folder with --predictor-adapter, or start with --predictor prior and `uellm predictor install` it"
+        )
+    return folder
 
 
 def neural_reader(threads: int) -> ReadAdapter:
@@ -55,7 +61,7 @@ class AdapterLoader:
     read: ReadAdapter
     kind: str
     """Kind of the predictor that the process was started with."""
-    adapter: Path
+    adapter: Path | None
     """Its adapter; not used for the prior."""
     base: Path | None
 
@@ -63,7 +69,7 @@ class AdapterLoader:
         """See `PredictorLoader`."""
         if path:
             return await self._load(Path(path))
-        if self.kind == StatisticalPrior.kind:
+        if self.kind == StatisticalPrior.kind or self.adapter is None:
             return StatisticalPrior()
         loaded = await self._load(self.adapter)
         if loaded.kind != self.kind:
