@@ -193,5 +193,5 @@ async def test_a_missing_adapter_is_no_fallback(tmp_path: Path) -> None:
 
 
 def test_a_kind_without_an_adapter_in_the_package_says_what_to_do() -> None:
-    with pytest.raises(PredictorError, match="no adapter of kind none.*`uellm predictor train`.*--predictor-adapter"):
+    with pytest.raises(PredictorError, match=r"no adapter of kind none.*`uellm predictor train`.*--predictor-adapter"):
         shipped_adapter("none")

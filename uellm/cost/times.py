@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 _WINDOW = 5.0
 """Standard deviations beyond which a normal distribution is taken as 0 or 1."""
@@ -60,7 +60,7 @@ class TimeDistribution:
         return min(1.0, total)
 
     def quantile(self, probability: float) -> float:
-        """Smallest time, in seconds, kept with this probability (0 to 1, both excluded)."""
+        """Smallest time, in seconds, kept with this probability (0 to 1, both excluded), to 1e-4 of itself."""
         if not 0 < probability < 1:
             raise ValueError(f"a quantile's probability lies in (0, 1); got {probability}")
         guess, spread = self._guess(probability)
@@ -71,6 +71,10 @@ class TimeDistribution:
         while low > 0 and self.cdf(low) >= probability:
             low, high = max(0.0, low - 2 * (high - low) - _TOLERANCE * high), low
         return self._root(probability, low, high)
+
+    def quantiles(self, *probabilities: float) -> list[float]:
+        """The quantiles of ascending probabilities, ascending, too: where two are as good as equal, they are equal."""
+        return list(accumulate(map(self.quantile, probabilities), max))
 
     def _guess(self, probability: float) -> tuple[float, float]:
         """The quantile without the coefficients' uncertainty, and how far the true one may lie."""

@@ -31,21 +31,21 @@ def resource_profile(
     output = length.to_proto()
     rows = max(1, deployment.limits.max_batch_rows)
     median = batch_work([prompt_tokens], [max(1.0, output.p50_tokens)], padded=False)
-    alone = service_time(cost, prompt_tokens, length)
-    in_batch = service_time(cost, prompt_tokens, length, rows=rows)
+    alone_p50, alone_p90 = service_time(cost, prompt_tokens, length).quantiles(0.5, 0.9)
+    batch_p50, batch_p90 = service_time(cost, prompt_tokens, length, rows=rows).quantiles(0.5, 0.9)
     return ResourceProfile(
         prompt_tokens=prompt_tokens,
         output_length=output,
         kv_cache_bytes_p90=kv_cache_bytes(deployment, prompt_tokens + math.ceil(output.p90_tokens)),
         kv_cache_bytes_limit=kv_cache_bytes(deployment, prompt_tokens + length.limit),
-        service_time_p50=duration(alone.quantile(0.5)),
-        service_time_p90=duration(alone.quantile(0.9)),
+        service_time_p50=duration(alone_p50),
+        service_time_p90=duration(alone_p90),
         first_token_time=duration(cost.step_time.first_token_seconds(prompt_tokens)),
         predictor_version=predictor_version,
         cost_model_version=cost.version,
         batch_rows=rows,
-        batch_service_time_p50=duration(in_batch.quantile(0.5)),
-        batch_service_time_p90=duration(in_batch.quantile(0.9)),
+        batch_service_time_p50=duration(batch_p50),
+        batch_service_time_p90=duration(batch_p90),
         cost_model_error=cost.relative_error,
         cost_model_interval=cost.relative_interval(median),
         hints=Hints(osl=math.ceil(length.mean), vllm_priority=-priority),
