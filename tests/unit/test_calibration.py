@@ -5,117 +5,40 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from uellm_profiler.adapters.calibration_codec import decode_observation, decode_state, describe, encode_state
+from uellm_profiler.adapters.calibration_codec import decode_state, encode_state
 from uellm_profiler.domain.calibration import (
-    LEARNING_ROWS,
     PREDICTORS_KEPT,
-    ROWS_KEPT_AT_DRIFT,
     CalibrationState,
     Observed,
-    PredictorCalibration,
     fold,
     skip,
 )
-from uellm_profiler.domain.drift import DriftTest, draw_of, pit_of
-from uellm_profiler.domain.quality import P90, P90_GIVEN_UNCUT, WINDOW, Quality
+from uellm_profiler.domain.drift import pit_of
+from uellm_profiler.domain.quality import P90
 from uellm_profiler.domain.recalibration import KNOTS, TAIL_WEIGHT, Calibration, Feedback, HazardRatios, level_of
 
-from uellm.cost.lengths import LengthDistribution, log_normal_cdf
-from uellm.v1.query_pb2 import ResourceProfile
-from uellm.v1.stream_pb2 import Observation
-
-LAG = 16
-PROPERTY = settings(deadline=None, max_examples=60)
-Answer = tuple[LengthDistribution, int, bool]
-Source = Callable[[random.Random], Answer]
-
-
-def log_normal(median: float, sigma: float, limit: int) -> LengthDistribution:
-    return LengthDistribution.from_cdf(log_normal_cdf(math.log(median), sigma), limit)
-
-
-def source(
-    *, true: tuple[float, float], predicted: tuple[float, float], limits: Sequence[int] = (1024,), known: float = 0.0
-) -> Source:
-    """Log-normal answers (median, sigma). Of the median's logarithm, normal with deviation `known`, the prediction sees
-    all and overrates it by a half: it is too sure of itself."""
-    cache: dict[tuple[float, int], LengthDistribution] = {}
-
-    def draw(generator: random.Random) -> Answer:
-        feature = round(generator.gauss(0, 1), 1) * known
-        limit = generator.choice(limits)
-        tokens = max(1, round(true[0] * math.exp(feature + generator.gauss(0, true[1]))))
-        key = (feature, limit)
-        if key not in cache:
-            cache[key] = log_normal(predicted[0] * math.exp(1.5 * feature), predicted[1], limit)
-        return cache[key], min(tokens, limit), tokens > limit
-
-    return draw
-
-
-def run(answers: Iterable[Answer], lag: int = LAG) -> tuple[PredictorCalibration, list[Observed]]:
-    """Fold a stream; predictions are calibrated with what is known `lag` answers earlier."""
-    state, seen, known = CalibrationState(), [], PredictorCalibration("p/1")
-    for row, (raw, tokens, cut) in enumerate(answers):
-        issued = known.calibration().calibrate(raw) if known.version else raw
-        seen.append(Observed(f"{row + 1}-0", "p/1", known.version, raw, issued, tokens, cut))
-        if row >= lag:
-            state = fold(state, seen[row - lag])
-            known = state.predictors[0]
-    return known, seen
-
-
-def stream(seed: int, *parts: tuple[Source, int]) -> list[Answer]:
-    generator = random.Random(seed)
-    return [draw(generator) for draw, rows in parts for _ in range(rows)]
-
-
-def coverage(rows: Sequence[Observed], flag: int = P90_GIVEN_UNCUT) -> float:
-    flags = b"".join(Quality().learn(one.issued, one.tokens, cut=one.cut).within for one in rows)
-    return Quality(within=flags).coverage(flag)
-
-
-def calibration_after(answers: Iterable[Answer]) -> Calibration:
-    return run(answers, lag=0)[0].calibration()
-
-
-@cache
-def calibration_of_short_predictions() -> Calibration:
-    return calibration_after(stream(1, (source(true=(90, 0.6), predicted=(40, 0.4)), 120)))
-
-
-@st.composite
-def distributions(draw: st.DrawFn) -> LengthDistribution:
-    edges = sorted(draw(st.sets(st.integers(1, 4096), min_size=1, max_size=12)))
-    masses = draw(st.lists(st.integers(0, 100), min_size=len(edges) + 1, max_size=len(edges) + 1).filter(any))
-    total = sum(masses)
-    shares = [mass / total for mass in masses[:-1]]
-    cut = masses[-1] / total
-    return LengthDistribution(tuple(edges), (*shares[:-1], shares[-1] + cut), cut)
-
-
-@st.composite
-def observations(draw: st.DrawFn) -> Observed:
-    issued = draw(distributions())
-    raw = draw(distributions())
-    raw = log_normal(draw(st.floats(1, 2000)), 0.7, issued.limit) if raw.edges != issued.edges else raw
-    tokens = draw(st.integers(0, issued.limit + 3))
-    version = draw(st.sampled_from(["", "1-0", "200-0"]))
-    return Observed("0-0", draw(st.sampled_from(["a/1", "b/2"])), version, raw, issued, tokens, draw(st.booleans()))
-
-
-def folded(state: CalibrationState, seen: Iterable[Observed], first: int = 1) -> CalibrationState:
-    for number, one in enumerate(seen, first):
-        state = fold(state, replace(one, entry_id=f"{number}-0"))
-    return state
+from tests.support.answer_streams import (
+    PROPERTY,
+    SHIFTS,
+    Answer,
+    calibration_after,
+    calibration_of_short_predictions,
+    coverage,
+    distributions,
+    folded,
+    log_normal,
+    observations,
+    run,
+    source,
+    stream,
+)
+from uellm.cost.lengths import LengthDistribution
 
 
 @PROPERTY
@@ -214,19 +137,6 @@ def test_an_answer_that_was_cut_early_is_exposed_up_to_there() -> None:
     assert known.quality.cuts == 0
 
 
-SHIFTS = {
-    "longer": (source(true=(60, 0.5), predicted=(60, 0.8)), source(true=(250, 0.5), predicted=(60, 0.8))),
-    "too sure, many cut": (
-        source(true=(300, 0.8), predicted=(300, 0.5), known=0.8),
-        source(true=(800, 0.8), predicted=(300, 0.5), known=0.8),
-    ),
-    "several limits": (
-        source(true=(120, 0.5), predicted=(120, 0.7), limits=(128, 512, 2048), known=0.5),
-        source(true=(180, 0.9), predicted=(120, 0.7), limits=(128, 512, 2048), known=0.5),
-    ),
-}
-
-
 @pytest.mark.parametrize("name", SHIFTS)
 def test_coverage_is_kept_when_the_traffic_changes(name: str) -> None:
     before, after = SHIFTS[name]
@@ -268,91 +178,6 @@ def test_plain_coverage_is_too_high_where_answers_are_cut() -> None:
     assert coverage(seen) == pytest.approx(0.9, abs=0.02)
 
 
-def test_quality_keeps_a_window_of_uncut_answers() -> None:
-    raw, quality = log_normal(100, 0.7, 256), Quality()
-    for _ in range(WINDOW):
-        quality = quality.learn(raw, 256, cut=True).learn(raw, 200, cut=False)
-    assert len(quality.within) == len(quality.pinball) == WINDOW
-    assert quality.coverage(P90_GIVEN_UNCUT) == 0
-    for _ in range(WINDOW // 2):
-        quality = quality.learn(raw, 20, cut=False)
-    assert quality.coverage(P90_GIVEN_UNCUT) == 0.5
-    assert quality.cut_share < 0.5
-    assert quality.predicted_cut_share == pytest.approx(raw.limit_probability)
-    assert Quality().coverage(P90) == Quality().pinball_loss == Quality().cut_share == 0
-
-
-def test_pinball_loss_is_the_mean_over_the_three_quantiles() -> None:
-    raw = LengthDistribution((100,), (1.0,), 0.0)  # quantiles 50, 90, 99
-    expected = (0.5 * 20 + 0.1 * 20 + 0.01 * 29) / 3
-    assert Quality().learn(raw, 70, cut=False).pinball_loss == pytest.approx(expected)
-    cut = Quality().learn(raw, 100, cut=True)  # it came to 100 tokens, whatever it would have been
-    assert cut.pinball_loss == pytest.approx((0.5 * 50 + 0.9 * 10 + 0.99 * 1) / 3)
-    assert cut.within == b""
-
-
-def test_randomised_pits_are_uniform_where_predictions_are_right() -> None:
-    right = source(true=(12, 0.8), predicted=(12, 0.8), limits=(8, 16, 64))
-    generator = random.Random(10)
-    pits = sorted(
-        pit_of(raw, tokens, draw_of(f"{row}-0"), cut=cut)
-        for row, (raw, tokens, cut) in enumerate(right(generator) for _ in range(4_000))
-    )
-    distance = max(abs(pit - (rank + 0.5) / len(pits)) for rank, pit in enumerate(pits))
-    # Within a bucket lengths are taken as uniform, which those of a log-normal are not quite.
-    assert distance < 1.63 / math.sqrt(len(pits)) + 0.01
-
-
-def test_the_drift_test_is_silent_on_uniform_numbers_and_hears_a_change() -> None:
-    generator, test = random.Random(11), DriftTest()
-    for _ in range(20_000):
-        test = test.learn(generator.random())
-        assert test.statistic < 1
-    for change in (lambda u: u**0.5, lambda u: 1 - u**0.5, lambda u: 0.25 + u / 2, lambda u: (u < 0.5) * 0.9 + u / 10):
-        changed, rows = DriftTest(), 0
-        while changed.statistic < 1:
-            changed, rows = changed.learn(change(generator.random())), rows + 1
-            assert rows < 400
-
-
-def test_drift_is_found_shown_while_it_is_learnt_and_forgotten() -> None:
-    before, after = SHIFTS["longer"]
-    known, seen = run(stream(12, (before, 800)), lag=0)
-    assert (known.drifts, known.drift_detected) == (0, False)
-    found = learnt = 0
-    for row, (raw, tokens, cut) in enumerate(stream(13, (after, 300)), 801):
-        issued = known.calibration().calibrate(raw)
-        known = known.learn(Observed(f"{row}-0", "p/1", known.version, raw, issued, tokens, cut))
-        if known.drift_detected and not found:
-            found = row
-            assert known.ratios.rows == pytest.approx(ROWS_KEPT_AT_DRIFT)
-            assert known.feedback == Feedback()
-        learnt = learnt or row * (found > 0 and not known.drift_detected)
-    assert 0 < found < 840
-    assert learnt == found + LEARNING_ROWS
-    assert coverage(seen[200:]) == pytest.approx(0.9, abs=0.04)
-
-
-def test_rows_predicted_before_the_drift_was_found_raise_no_second_alarm() -> None:
-    before, after = SHIFTS["longer"]
-    known, seen = run(stream(13, (before, 800), (after, 60)), lag=0)
-    assert known.drift_detected
-    late = stream(14, (after, 150))
-    for number, (raw, tokens, cut) in enumerate(late):  # all still issued under the calibration from before
-        old = Observed(f"{2_000 + number}-0", "p/1", seen[700].calibration_version, raw, raw, tokens, cut)
-        known = known.learn(old)
-    assert known.drifts == 1
-    assert known.observations > known.learning_until
-    assert known.test == DriftTest()
-
-
-def test_nothing_is_drift_while_it_learns() -> None:
-    wrong = source(true=(400, 0.4), predicted=(40, 0.4))
-    known, _ = run(stream(15, (wrong, LEARNING_ROWS + LAG - 1)))
-    assert known.trusted_from == ""
-    assert (known.drifts, known.test) == (0, DriftTest())
-
-
 def test_each_predictor_has_a_calibration_of_its_own() -> None:
     one, other = log_normal(50, 0.5, 512), log_normal(200, 0.5, 512)
     state = CalibrationState()
@@ -374,60 +199,6 @@ def test_each_predictor_has_a_calibration_of_its_own() -> None:
 def test_an_entry_that_cannot_be_read_is_counted_and_passed() -> None:
     state = skip(CalibrationState(last_entry_id="4-0"), "5-0")
     assert (state.last_entry_id, state.unreadable, state.predictors) == ("5-0", 1, ())
-
-
-def test_observations_are_decoded_with_what_was_predicted_before_calibration() -> None:
-    raw, issued = log_normal(50, 0.5, 300), log_normal(80, 0.5, 300)
-    profile = ResourceProfile(
-        output_length=issued.to_proto(),
-        predictor_version="lora/3",
-        calibration_version="17-2",
-        uncalibrated_probabilities=[*raw.probabilities, raw.limit_probability],
-    )
-    observation = Observation(profile=profile, output_tokens=300, censored=True)
-    observed = decode_observation("20-1", observation.SerializeToString())
-    assert observed is not None
-    assert observed.issued == issued
-    assert observed.raw.probabilities == pytest.approx(raw.probabilities, abs=1e-6)
-    assert observed.raw.limit_probability == pytest.approx(raw.limit_probability, abs=1e-6)
-    assert (observed.entry_id, observed.predictor_version, observed.calibration_version) == ("20-1", "lora/3", "17-2")
-    assert (observed.tokens, observed.cut, observed.cut_early) == (300, True, False)
-    del profile.uncalibrated_probabilities[:]
-    plain = decode_observation("20-1", Observation(profile=profile).SerializeToString())
-    assert plain is not None
-    assert plain.raw == issued
-
-
-@pytest.mark.parametrize(
-    "profile",
-    [
-        ResourceProfile(),
-        ResourceProfile(output_length=log_normal(5, 1, 9).to_proto(), calibration_version="new"),
-        ResourceProfile(output_length=log_normal(5, 1, 9).to_proto(), uncalibrated_probabilities=[0.5, 0.5, 0]),
-        ResourceProfile(output_length=log_normal(5, 1, 9).to_proto(), uncalibrated_probabilities=[math.nan] * 10),
-        ResourceProfile(output_length=log_normal(5, 1, 9).to_proto(), uncalibrated_probabilities=[0.0] * 10),
-    ],
-)
-def test_an_observation_without_a_prediction_is_none(profile: ResourceProfile) -> None:
-    assert decode_observation("1-0", Observation(profile=profile, output_tokens=4).SerializeToString()) is None
-    assert decode_observation("1-0", b"\xff\xff") is None
-
-
-def test_a_state_of_another_schema_or_with_other_knots_is_refused() -> None:
-    state = encode_state(
-        folded(CalibrationState(), [Observed("", "a", "", *(log_normal(9, 1, 64),) * 2, 5, cut=False)])
-    )
-    for spoil in (lambda m: m.predictors[0].events.pop(), lambda m: setattr(m, "schema_version", 2)):
-        message = type(state).FromString(state.SerializeToString())
-        spoil(message)
-        with pytest.raises(ValueError, match=r"knots|schema"):
-            decode_state(message.SerializeToString())
-
-
-def test_a_description_of_nothing_has_only_its_model() -> None:
-    message = describe("m", None, 1.5)
-    assert (message.model, message.version, message.observations) == ("m", "", 0)
-    assert message.lag.ToMilliseconds() == 1_500
 
 
 @PROPERTY
