@@ -16,7 +16,7 @@ from uellm_profiler.learning.prompts import Prompt
 from uellm_profiler.learning.train import Recipe, Trainer
 from uellm_profiler.neural.adapter import HEAD, LORA, MANIFEST
 from uellm_profiler.neural.errors import AdapterError
-from uellm_profiler.neural.predictor import NeuralPredictor
+from uellm_profiler.neural.predictor import NeuralPredictor, packaged_encoder
 
 from tests.support.tiny_model import make_tiny_model
 
@@ -154,3 +154,18 @@ def test_another_base_model_is_refused(trained: Path, tmp_path: Path) -> None:
         NeuralPredictor.load(trained, other)
     with pytest.raises(AdapterError, match="can't be read"):
         NeuralPredictor.load(trained, tmp_path / "nowhere")
+    with pytest.raises(AdapterError, match="needs tiny: name its folder with --predictor-base"):
+        NeuralPredictor.load(trained, None)
+
+
+def test_the_encoder_comes_in_a_package_whatever_base_is_configured(base: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        Recipe("fast", "encoder", 1, epochs=1, rank=4), packaged_encoder(), labelled(1, 16), labelled(2, 8)
+    )
+    trainer.run(tmp_path / "work", quiet)
+    trainer.write(tmp_path / "adapter", "1", "for tests")
+    alone = NeuralPredictor.load(tmp_path / "adapter", None)
+    beside = NeuralPredictor.load(tmp_path / "adapter", base)
+    assert alone.kind == beside.kind == "fast"
+    assert alone.trained_parameters < alone.parameters
+    assert alone.predict(inputs(4)) == beside.predict(inputs(4))

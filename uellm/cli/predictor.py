@@ -55,6 +55,7 @@ Engine = Annotated[
     Literal["served", "vllm"], typer.Option(help="The stack that runs, or vLLM (`make vllm-env`), which is faster.")
 ]
 VllmPython = Annotated[Path, typer.Option(help="Python of the environment that has vLLM.")]
+VLLM_PYTHON = Path(".venv-vllm/bin/python")
 Weights = Annotated[
     Path | None, typer.Option(exists=True, file_okay=False, help="Folder of the model; default: the default model.")
 ]
@@ -89,7 +90,7 @@ def collect(
     weights: Weights = None,
     model: Model = "",
     seed: Seed = 0,
-    vllm_python: VllmPython = Path(".venv-vllm/bin/python"),
+    vllm_python: VllmPython = VLLM_PYTHON,
     state: State = default_folder(),
 ) -> None:
     """Run prompts through the served model and write down how long its answers are."""
@@ -116,7 +117,7 @@ def invent(
     weights: Weights = None,
     model: Model = "",
     seed: Seed = 0,
-    vllm_python: VllmPython = Path(".venv-vllm/bin/python"),
+    vllm_python: VllmPython = VLLM_PYTHON,
     state: State = default_folder(),
 ) -> None:
     """Have the served model invent prompts like those in --prompts (self-instruct)."""
@@ -149,6 +150,8 @@ def train(
     """Train a predictor on labelled prompts."""
     from uellm.cli import predictor_training as command
 
+    if kind == "fast" and base is not None:
+        raise typer.BadParameter("the encoder of --kind fast comes in a package: leave --base out")
     data = command.Data(tuple(prompts or ()), tuple(labels or ()), public)
     command.train(command.Wanted(data, out, kind, layers, epochs, seed, version, base))
 

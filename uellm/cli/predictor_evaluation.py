@@ -11,7 +11,6 @@ from uellm_profiler.adapters.loader import shipped_adapter
 from uellm_profiler.learning.evaluation import CARD, check_card, make_card, read_evaluation
 from uellm_profiler.learning.report.card import to_json
 from uellm_profiler.learning.report.tables import tables, to_rich
-from uellm_profiler.neural import load_predictor
 from uellm_profiler.neural.predictor import NeuralPredictor
 
 from uellm.cli.output import print_line, stderr, stdout
@@ -45,7 +44,7 @@ def evaluate(
 
 
 def _load(folder: Path, base: Path | None) -> tuple[str, NeuralPredictor]:
-    model = load_predictor(folder, base or default_model())
+    model = NeuralPredictor.load(folder, base or default_model())
     return f"{model.kind}/{model.version}", model
 
 

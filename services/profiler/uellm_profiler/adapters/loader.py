@@ -39,14 +39,14 @@ def neural_reader(threads: int) -> ReadAdapter:
         try:
             import torch
 
-            from uellm_profiler.neural import load_predictor
             from uellm_profiler.neural.errors import AdapterError
+            from uellm_profiler.neural.predictor import NeuralPredictor
         except ImportError as error:
             message = f"this predictor needs torch, transformers and peft ({error}): install them"
             raise PredictorError(f"{message}, or choose --predictor prior") from error
         torch.set_num_threads(threads)
         try:
-            return load_predictor(folder, base)
+            return NeuralPredictor.load(folder, base)
         except AdapterError as error:
             raise PredictorError(str(error)) from error
 

@@ -137,7 +137,9 @@ def _enter(
 
 
 def _committed_prompts() -> list[Prompt]:
-    return [prompt for file in sorted(DATA.glob("prompts_*.jsonl"), reverse=True) for prompt in read_prompts(file)]
+    """Our own first: of near-duplicates the first one stays."""
+    files = sorted(DATA.glob("prompts_*.jsonl"), key=lambda file: (file.stem != "prompts_own", file.stem))
+    return [prompt for file in files for prompt in read_prompts(file)]
 
 
 def _labels() -> list[Label]:

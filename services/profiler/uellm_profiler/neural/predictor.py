@@ -35,9 +35,10 @@ class NeuralPredictor:
         self._encoder = encoder
 
     @classmethod
-    def load(cls, folder: Path, base: Path) -> NeuralPredictor:
-        """Load an adapter and the base model under it; raises AdapterError."""
+    def load(cls, folder: Path, base: Path | None) -> NeuralPredictor:
+        """Load an adapter and the base model under it, whose folder `lora` adapters need; raises AdapterError."""
         manifest, lora, head_weights = read_adapter(folder)
+        base = _base_of(manifest, base)
         backbone, base_hash = load_backbone(base, manifest.layers)
         if base_hash != manifest.base_sha256:
             message = f"the weights in {base} are not those of {manifest.base} that the adapter was trained on"
@@ -97,17 +98,13 @@ class NeuralPredictor:
         return logits.sigmoid()
 
 
-def load_predictor(folder: Path, base: Path | None) -> NeuralPredictor:
-    """Load an adapter folder; `base` is the folder of its base model.
-
-    The base of `fast` adapters comes with a package, so that `base` may be left out. Raises AdapterError.
-    """
-    manifest, _, _ = read_adapter(folder)
+def _base_of(manifest: Manifest, configured: Path | None) -> Path:
+    """Folder of the base model. That of `fast` adapters comes in a package, whatever is configured for others."""
     if manifest.kind == "fast":
-        base = packaged_encoder()
-    elif base is None:
-        raise AdapterError(f"the adapter in {folder} needs {manifest.base}: name its folder with --predictor-base")
-    return NeuralPredictor.load(folder, base)
+        return packaged_encoder()
+    if configured is None:
+        raise AdapterError(f"a lora adapter needs {manifest.base}: name its folder with --predictor-base")
+    return configured
 
 
 def packaged_encoder() -> Path:
