@@ -14,6 +14,7 @@ from uellm_scheduler.policies import POLICIES
 from uellm_scheduler.policies.slo_odbs import Constants, SloOdbs
 
 from tests.support.world import deployment, submission
+from uellm.v1.stream_pb2 import StepTimePrior
 
 
 def view_of(*queries: tuple[float, float], rows: int = 10, kv_budget_bytes: int = 10**9) -> QueueView:
@@ -68,6 +69,55 @@ def test_with_the_published_threshold_it_is_sort_and_cut_every_ten():
     view = view_of(*[(float(100 - number), 50.0) for number in range(25)], rows=32)
     expected = [f"{number:03}" for number in range(24, 14, -1)]
     assert decide(POLICIES["slo-odbs"], view) == [expected]
+
+
+def test_edf_takes_the_nearest_deadlines_and_best_effort_last():
+    view = view_of((0, 5), (60, 5), (10, 900), (10, 1), (0, 5), rows=4)  # SLO 0: none
+    assert decide(POLICIES["edf"], view) == [["002", "003", "001", "000"]]
+
+
+def test_sjf_takes_the_shortest_answers_that_are_left():
+    view = view_of((1, 300), (1, 20), (1, 20), (1, 7), rows=3)
+    assert decide(POLICIES["sjf"], view) == [["003", "001", "002"]]
+
+
+def test_s3_packs_by_the_sum_of_predicted_lengths():
+    # 100 + 300 + 600 = 1,000 tokens fit 1,024; 700 more do not.
+    view = view_of((1, 700), (1, 100), (1, 600), (1, 300))
+    assert decide(POLICIES["s3"], view) == [["001", "003", "002"]]
+    alone = view_of((1, 5_000), (1, 6_000))
+    assert decide(POLICIES["s3"], alone) == [["000"]]
+
+
+def test_odbs_sees_lengths_only_and_slo_dbs_slos_only():
+    view = view_of((30, 500), (200, 10), (10, 300), rows=2)
+    assert decide(POLICIES["odbs"], view) == [["001", "002"]]
+    assert decide(POLICIES["slo-dbs"], view) == [["002", "000"]]
+
+
+def slow(view: QueueView, *, base: float, per_row: float = 0.0) -> QueueView:
+    """The same queue before an engine with this step time, 4 rows a batch."""
+    record = deployment(rows=4)
+    record.step_time_prior.CopyFrom(StepTimePrior(base_seconds=base, per_row_seconds=per_row))
+    return QueueView(view.table, view.slots, (Engine(record).view(),))
+
+
+def test_qlm_edf_puts_those_last_that_are_estimated_late():
+    # A step of a full batch takes 0.1 s: 40 tokens/s, so that answers of 40 tokens on average end one a second. Now is
+    # 1 s after the arrivals: estimated ends, in order of deadlines, are 2, 3, 4 and 5 s after them.
+    view = slow(view_of((2.5, 40), (2.6, 40), (90, 40), (4.5, 40)), base=0.1)
+    assert decide(POLICIES["qlm-edf"], view) == [["000", "003", "002", "001"]]
+
+
+def test_saber_leaves_out_what_would_make_others_late():
+    # Alone a row makes a step in 0.11 s, with another one in 0.12 s. 1 s of the time is gone: 90 tokens end after 9.9 s
+    # alone, but after 10.8 s beside another row.
+    view = slow(view_of((11.5, 90), (300, 100)), base=0.1, per_row=0.01)
+    assert decide(POLICIES["saber"], view) == [["000"]]
+    roomy = slow(view_of((12.5, 90), (300, 100)), base=0.1, per_row=0.01)
+    assert decide(POLICIES["saber"], roomy) == [["000", "001"]]
+    hopeless = slow(view_of((2, 90), (3, 100)), base=0.1, per_row=0.01)
+    assert decide(POLICIES["saber"], hopeless) == [["000", "001"]], "served late"
 
 
 queries = st.lists(st.tuples(st.sampled_from([0.0, 1.0, 5.0, 60.0, 300.0]), st.floats(1, 600)), min_size=1, max_size=40)

@@ -23,13 +23,13 @@ def predicted_work_seconds(table: PendingTable, engines: Iterable[EngineView], q
     tokens = float(np.maximum(table.column(quantile)[slots] - table.column("delivered_tokens")[slots], 1).sum())
     tokens_per_second = 0.0
     for engine in engines:
-        tokens_per_second += _full_rate(engine)
+        tokens_per_second += full_rate(engine)
         # A running row's median is not known to its view; its p90 is the safe side for both figures.
         tokens += sum(max(1.0, row.p90_tokens - row.delivered_tokens) for batch in engine.running for row in batch)
     return tokens / tokens_per_second if tokens_per_second else 0.0
 
 
-def _full_rate(engine: EngineView) -> float:
+def full_rate(engine: EngineView) -> float:
     """Tokens per second of a full batch, each row half way through its context."""
     rows = max(1, engine.max_batch_rows)
     step = engine.step_time.step_seconds(rows, rows * engine.context_tokens / 2)

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..domain.policy import BatchBudget, BatchPlan, Decision, PolicyInfo, QueueView
+from ..domain.filling import fill_in_order
+from ..domain.policy import Decision, PolicyInfo, QueueView
 
 
 class Fifo:
@@ -18,13 +19,4 @@ class Fifo:
 
     def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:  # noqa: ARG002
         """One batch per free place of each engine, until nothing waits."""
-        prompts, limits = view.column("prompt_tokens"), view.column("limit_tokens")
-        batches = []
-        at = 0
-        for engine in (place for place in view.engines for _ in range(place.free_batches)):
-            budget = BatchBudget(engine)
-            while at < len(view.slots) and budget.take(int(view.slots[at]), int(prompts[at]), int(limits[at])):
-                at += 1
-            if budget.slots:
-                batches.append(BatchPlan(engine.deployment, tuple(budget.slots)))
-        return Decision(batches=tuple(batches))
+        return fill_in_order(view, np.arange(len(view.slots)))

@@ -18,11 +18,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..domain.pending import NEVER
+from ..domain.filling import free_places, slo_seconds
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView
-
-BEST_EFFORT_SLO_SECONDS = 300.0
-"""What a query without an SLO counts as: the loosest SLO of the paper's workload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +55,11 @@ class SloOdbs:
 
     def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:  # noqa: ARG002
         """Form batches of all that waits; dispatch the most urgent ones to the free places."""
-        places = [engine for engine in view.engines for _ in range(engine.free_batches)]
-        if not places or not len(view.slots):
-            return Decision()
-        slos, lengths = _slo_seconds(view), view.column("p50_tokens").astype(float)
+        slos, lengths = slo_seconds(view), view.column("p50_tokens").astype(float)
         order = np.argsort(self.constants.slo_weight * slos + self.constants.length_weight * lengths, kind="stable")
         batches = []
         remaining = list(order)
-        for engine in places:
+        for engine in free_places(view):
             formed = self._form(view, engine, remaining, slos, lengths)
             if not formed:
                 break
@@ -101,10 +95,3 @@ class SloOdbs:
         if batch:
             batches.append(batch)
         return batches
-
-
-def _slo_seconds(view: QueueView) -> NDArray[np.float64]:
-    """Completion objectives, shape [n], in seconds."""
-    deadlines = view.column("deadline_ms")
-    seconds = (deadlines - view.column("arrival_ms")) / 1000.0
-    return np.where(deadlines == NEVER, BEST_EFFORT_SLO_SECONDS, seconds)
