@@ -150,6 +150,35 @@ async def test_a_waiting_query_is_cancelled_without_ever_running(scheduler, benc
     assert [outcome.dispatch_count for outcome in await bench.check([running.name, waiting.name])] == [1, 0]
 
 
+async def test_another_policy_decides_while_queries_wait_and_run(scheduler, bench: Bench):
+    running = make_submission("running", tokens=300)
+    waiting = [make_submission(f"waiting-{number}", tokens=5) for number in range(6)]
+    await bench.submit(running)
+    await until(lambda: _running(scheduler, running.name))
+    await bench.submit(*waiting)
+    changed = await scheduler.SetPolicy(pb.SetPolicyRequest(model=MODEL, policy="uellm"))
+    assert changed.previous_policy == "fifo"
+    assert (await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))).policy == "uellm"
+    names = [running.name, *(made.name for made in waiting)]
+    await until(lambda: bench.all_finished(names))
+    assert {outcome.state for outcome in await bench.check(names)} == {QUERY_STATE_COMPLETED}
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "status"),
+    [
+        (MODEL, "best", grpc.StatusCode.INVALID_ARGUMENT),
+        ("", "fifo", grpc.StatusCode.INVALID_ARGUMENT),
+        ("nothing", "fifo", grpc.StatusCode.NOT_FOUND),
+    ],
+)
+async def test_a_wrong_choice_of_policy_changes_nothing(scheduler, model: str, policy: str, status: grpc.StatusCode):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await scheduler.SetPolicy(pb.SetPolicyRequest(model=model, policy=policy))
+    assert caught.value.code() == status
+    assert (await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))).policy == "fifo"
+
+
 async def test_a_bad_row_fails_alone(scheduler, bench: Bench):
     good = [make_submission(f"good-{number}", tokens=10) for number in range(2)]
     bad = make_submission("bad", tokens=10, prompt=[1, 100_000])
@@ -289,7 +318,7 @@ async def test_wrong_requests_are_answered_precisely(scheduler):
     with pytest.raises(grpc.RpcError) as raised:
         await anext(aiter(scheduler.Watch(pb.WatchRequest(targets=[pb.WatchTarget(name=name)]))))
     assert isinstance(from_rpc_error(raised.value), NotFoundError)
-    for method in ("ListQueries", "ExplainQuery", "ListDeadLetters", "ReplayDeadLetter", "SetPolicy"):
+    for method in ("ListQueries", "ExplainQuery", "ListDeadLetters", "ReplayDeadLetter"):
         with pytest.raises(grpc.RpcError) as raised:
             await getattr(scheduler, method)(getattr(pb, f"{method}Request")())
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED

@@ -130,7 +130,9 @@ def test_laws_of_every_policy(name, queries, rows, budget):
     view = view_of(*queries, rows=rows, kv_budget_bytes=budget)
     decision = POLICIES[name].decide(view, 2_000, np.random.default_rng(0))
     used = [slot for batch in decision.batches for slot in batch.slots]
-    assert used, "an idle engine is used"
+    refused = [plan.slot for plan in decision.refusals]
+    assert used or len(refused) == len(view.slots), "an idle engine is used"
+    assert not set(used) & set(refused)
     assert len(used) == len(set(used))
     assert set(used) <= set(view.slots.tolist())
     for batch in decision.batches:

@@ -151,6 +151,21 @@ def cancel(
     ask.cancel(state, name)
 
 
+@app.command("policy")
+def show_or_set_policy(
+    name: Annotated[str | None, typer.Argument(help="Policy that is to decide from now on.")] = None,
+    model: Model = "",
+    state: State = default_folder(),
+) -> None:
+    """List the batching policies, or change the one that serves a model; nothing that waits or runs is touched."""
+    from uellm.cli.policy import change, show
+
+    if name is None:
+        show(state, model)
+    else:
+        change(state, model, name)
+
+
 @app.command("demo")
 def run_demo(
     requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many prompts.")] = 36,

@@ -44,7 +44,12 @@ from uellm.v1.scheduler_pb2 import (
     GetQueryRequest,
     GetQueueRequest,
     GetQueueResponse,
+    ListPoliciesRequest,
+    ListPoliciesResponse,
+    PolicyDescription,
     QueryStatus,
+    SetPolicyRequest,
+    SetPolicyResponse,
 )
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
 
@@ -202,6 +207,21 @@ class Client:
         request = GetQueueRequest(model=model or self._defaults.model)
         response: GetQueueResponse = self._call(self._scheduler.GetQueue, request)
         return response
+
+    def policies(self) -> list[PolicyDescription]:
+        """The batching policies that the scheduler knows."""
+        response: ListPoliciesResponse = self._call(self._scheduler.ListPolicies, ListPoliciesRequest())
+        return list(response.policies)
+
+    def set_policy(self, policy: str, model: str = "") -> str:
+        """Have a model's queue, default: the client's, served by another policy; returns the name of the one before.
+
+        It decides when this returns. Queries that wait or run are not touched. Raises InvalidArgumentError for a policy
+        that there is not, NotFoundError.
+        """
+        request = SetPolicyRequest(model=model or self._defaults.model, policy=policy)
+        response: SetPolicyResponse = self._call(self._scheduler.SetPolicy, request)
+        return response.previous_policy
 
     def describe_predictor(self, model: str = "") -> DescribePredictorResponse:
         """What predicts, and how well it has done lately for a model, default: for all."""

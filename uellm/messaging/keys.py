@@ -64,6 +64,11 @@ class ModelKeys:
         return f"uellm:{{{self.model}}}:backlog"
 
     @property
+    def policy(self) -> str:
+        """Name of the batching policy that was chosen while the queue was served; absent: the schedulers' default."""
+        return f"uellm:{{{self.model}}}:policy"
+
+    @property
     def running(self) -> str:
         """Hash: resource name of a deployment -> `{DeploymentState that the owner acts on}:{queries in flight}`."""
         return f"uellm:{{{self.model}}}:running"

@@ -25,6 +25,7 @@ from .app.limits import CoreLimits
 from .app.metrics import Metrics
 from .app.owner import Surroundings
 from .app.ownership import Ownership
+from .app.policy_choice import PolicyChoice
 from .app.queries import Queries
 from .config import SchedulerSettings
 from .policies import POLICIES
@@ -48,6 +49,7 @@ async def main(settings: SchedulerSettings) -> None:
         engines=engines,
         replica=settings.replica,
         policy=POLICIES[settings.policy],
+        policies=POLICIES,
         limits=CoreLimits(
             max_attempts=settings.max_attempts, engine_stall_ms=round(settings.engine_stall_seconds * 1000)
         ),
@@ -69,7 +71,7 @@ async def main(settings: SchedulerSettings) -> None:
 
     await serve(
         settings,
-        [(add_SchedulerServiceServicer_to_server, SchedulerServicer(queries))],
+        [(add_SchedulerServiceServicer_to_server, SchedulerServicer(queries, PolicyChoice(redis, POLICIES)))],
         [DESCRIPTOR.services_by_name["SchedulerService"].full_name],
         lifecycle=lifecycle(),
         ready=lambda: _answers(redis),

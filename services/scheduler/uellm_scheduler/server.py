@@ -9,6 +9,7 @@ from uellm.rpc.status import unimplemented
 from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer
 
+from .app.policy_choice import PolicyChoice
 from .app.queries import Queries
 from .policies import POLICIES
 
@@ -16,8 +17,9 @@ from .policies import POLICIES
 class SchedulerServicer(SchedulerServiceServicer):
     """`uellm.v1.SchedulerService`."""
 
-    def __init__(self, queries: Queries) -> None:
+    def __init__(self, queries: Queries, choice: PolicyChoice) -> None:
         self._queries = queries
+        self._choice = choice
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
         """Stream events of the named queries until their outcomes."""
@@ -61,5 +63,5 @@ class SchedulerServicer(SchedulerServiceServicer):
         raise unimplemented("dead letters")
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Any) -> pb.SetPolicyResponse:
-        """Not in this version."""
-        raise unimplemented("changing the policy of a running scheduler (start it with --policy)")
+        """Have a model's queue served by another policy."""
+        return pb.SetPolicyResponse(previous_policy=await self._choice.choose(request.model, request.policy))

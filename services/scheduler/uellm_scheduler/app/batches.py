@@ -8,6 +8,7 @@ from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.model import CostModel
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
 
+from ..domain.odds import length_points
 from ..domain.outcomes import Service
 from ..domain.pending import PendingQuery, Progress
 from ..domain.policy import EngineView, RunningRow
@@ -22,6 +23,7 @@ class Row:
     token_ids: list[int]
     text: list[str]
     first_token_ms: int
+    length_points: tuple[float, ...]
     temperature: float = 0.0
     cancel_wanted: bool = False
 
@@ -29,7 +31,14 @@ class Row:
     def of(cls, pending: PendingQuery) -> Row:
         """The row of a query that is dispatched."""
         progress = pending.progress
-        return cls(pending, pending.attempts + 1, list(progress.token_ids), [progress.text], progress.first_token_ms)
+        return cls(
+            pending,
+            pending.attempts + 1,
+            list(progress.token_ids),
+            [progress.text],
+            progress.first_token_ms,
+            tuple(length_points(pending.query.profile.output_length)),
+        )
 
     @property
     def progress(self) -> Progress:
@@ -103,6 +112,6 @@ def _running(row: Row) -> RunningRow:
     return RunningRow(
         profile.prompt_tokens,
         len(row.token_ids),
-        profile.output_length.p90_tokens,
+        row.length_points,
         profile.output_length.limit_tokens,
     )

@@ -57,7 +57,7 @@ class SchedulerCore:
         if self._deployed_ms is None:
             self._deployed_ms = now_ms
         self._handlers[type(event)](event, now_ms)
-        self._decide(now_ms)
+        self._decide(now_ms, reviewing=isinstance(event, on.Tick))
         if states := self.flight.costs.to_publish(now_ms, at_once=self.flight.handing_over):
             self._effects.append(do.PublishCostModels(states))
         effects = list(self._effects)
@@ -110,10 +110,13 @@ class SchedulerCore:
             if pending is not None:
                 self._effects.append(end(pending, state, now_ms))
 
-    def _decide(self, now_ms: int) -> None:
+    def _decide(self, now_ms: int, *, reviewing: bool) -> None:
         self.wake_ms = None
         engines = self.flight.views(accepting=True)
-        if self.flight.handing_over or not self.pending or not any(engine.free_batches for engine in engines):
+        if self.flight.handing_over or not self.pending or not engines:
+            return
+        # With every place taken there is still something to refuse, but not more often than time is told.
+        if not reviewing and not any(engine.free_batches for engine in engines):
             return
         slots = self.pending.slots()
         not_before = self.pending.column("not_before_ms")[slots]

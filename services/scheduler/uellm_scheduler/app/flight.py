@@ -140,6 +140,7 @@ class Flight:
             if row is None:
                 continue
             delta = _absorb(row, news, now_ms)
+            self._pending.tenants.serve(row.pending.tenant, len(news.token_ids), now_ms)
             if news.finish_reason:
                 self._leave(batch, news.name)
                 finish = self._row_end(batch, row, news, delta, aggregates, now_ms)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,6 +54,8 @@ class Surroundings:
     engines: Engines
     replica: str
     policy: Policy
+    """Where none was chosen."""
+    policies: Mapping[str, Policy]
     limits: CoreLimits
     metrics: Metrics
 
@@ -231,7 +233,16 @@ class QueueOwner:
             if running:
                 pipeline.hset(keys.running, mapping=running)
                 pipeline.pexpire(keys.running, BACKLOG_TIME_TO_LIVE_MS)
-            await pipeline.execute()
+            pipeline.get(keys.policy)
+            *_, chosen = await pipeline.execute()
+        self._follow_policy((chosen or b"").decode())
+
+    def _follow_policy(self, chosen: str) -> None:
+        """Serve the queue by the policy that was chosen; one that this version does not know changes nothing."""
+        policy = self._around.policies.get(chosen)
+        if policy is not None and policy is not self.core.policy:
+            log.info("another policy decides", model=self.lease.model, policy=chosen)
+            self.tell(on.PolicyChanged(policy))
 
     def backlog(self) -> Backlog:
         """The backlog as it is now."""

@@ -24,8 +24,7 @@ def predicted_work_seconds(table: PendingTable, engines: Iterable[EngineView], q
     tokens_per_second = 0.0
     for engine in engines:
         tokens_per_second += full_rate(engine)
-        # A running row's median is not known to its view; its p90 is the safe side for both figures.
-        tokens += sum(max(1.0, row.p90_tokens - row.delivered_tokens) for batch in engine.running for row in batch)
+        tokens += sum(row.expected_tokens for batch in engine.running for row in batch)
     return tokens / tokens_per_second if tokens_per_second else 0.0
 
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from uellm.v1.query_pb2 import ON_MISS_CANCEL
 from uellm.v1.stream_pb2 import ProfiledQuery
 
+from .odds import POINTS, length_points
+from .tenants import Tenants
+
 NEVER = np.iinfo(np.int64).max
 """A deadline that does not exist, in ms."""
 DEFAULT_CONFIDENCE = 0.9
@@ -26,6 +29,7 @@ COLUMNS: dict[str, Any] = {
     "not_before_ms": np.int64,
     "confidence": np.float32,
     "prompt_tokens": np.int32,
+    "length_points": np.dtype((np.float32, POINTS)),
     "p50_tokens": np.float32,
     "p90_tokens": np.float32,
     "p99_tokens": np.float32,
@@ -66,6 +70,11 @@ class PendingQuery:
     """Not to be dispatched before, by the queue's clock."""
 
     @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.name.split("/", 2)[1]
+
+    @property
     def arrival_ms(self) -> int:
         """When it was accepted, by the queue's clock."""
         return int(self.entry_id.split("-", 1)[0])
@@ -80,7 +89,7 @@ class PendingTable:
         self._queries: list[PendingQuery | None] = [None] * capacity
         self._free = list(range(capacity - 1, -1, -1))
         self._slots: dict[str, int] = {}
-        self._tenants: dict[str, int] = {}
+        self.tenants = Tenants()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -153,6 +162,7 @@ class PendingTable:
             "not_before_ms": pending.not_before_ms,
             "confidence": slo.confidence or DEFAULT_CONFIDENCE,
             "prompt_tokens": query.profile.prompt_tokens,
+            "length_points": length_points(length),
             "p50_tokens": length.p50_tokens,
             "p90_tokens": length.p90_tokens,
             "p99_tokens": length.p99_tokens,
@@ -161,7 +171,7 @@ class PendingTable:
             "kv_bytes_p90": query.profile.kv_cache_bytes_p90,
             "kv_bytes_limit": query.profile.kv_cache_bytes_limit,
             "priority": query.priority,
-            "tenant": self._tenants.setdefault(pending.name.split("/")[1], len(self._tenants)),
+            "tenant": self.tenants.number(pending.tenant),
             "attempts": pending.attempts,
             "cancel_on_miss": slo.on_miss == ON_MISS_CANCEL,
         }
@@ -169,7 +179,7 @@ class PendingTable:
     def _grow(self) -> None:
         size = len(self._alive)
         for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.zeros(size, column.dtype)])
+            self._columns[name] = np.concatenate([column, np.zeros_like(column)])
         self._alive = np.concatenate([self._alive, np.zeros(size, np.bool_)])
         self._queries += [None] * size
         self._free = list(range(2 * size - 1, size - 1, -1))

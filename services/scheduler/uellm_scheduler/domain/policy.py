@@ -27,8 +27,20 @@ class RunningRow:
 
     prompt_tokens: int
     delivered_tokens: int
-    p90_tokens: float
+    length_points: tuple[float, ...]
+    """Predicted length as `odds.length_points` has it."""
     limit_tokens: int
+
+    @property
+    def expected_tokens(self) -> float:
+        """Mean of what is still to come, at least 1."""
+        left = [point - self.delivered_tokens for point in self.length_points if point > self.delivered_tokens]
+        return sum(left) / len(left) if left else 1.0
+
+    @property
+    def fewest_tokens(self) -> float:
+        """As few as may be still to come: hardly an answer is shorter."""
+        return max(1.0, min(self.length_points, default=0.0) - self.delivered_tokens)
 
 
 @dataclass(frozen=True, slots=True)

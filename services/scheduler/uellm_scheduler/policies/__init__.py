@@ -12,6 +12,7 @@ from .saber import Saber
 from .sjf import Sjf
 from .slo_dbs import SloDbs
 from .slo_odbs import SloOdbs
+from .uellm import Uellm
 
-_ALL: tuple[Policy, ...] = (Fifo(), Edf(), Sjf(), S3(), Odbs(), SloDbs(), SloOdbs(), QlmEdf(), Saber())
+_ALL: tuple[Policy, ...] = (Fifo(), Edf(), Sjf(), S3(), Odbs(), SloDbs(), SloOdbs(), QlmEdf(), Saber(), Uellm())
 POLICIES: dict[str, Policy] = {policy.info.name: policy for policy in _ALL}

@@ -1,0 +1,99 @@
+"""How likely deadlines are kept, for many queries at once: numpy over the pending table's columns.
+
+A predicted length is held as `POINTS` lengths of equal weight, the middles of as many equal parts of its distribution.
+A batch's rows leave as they end, so the pace of a step depends on how many are expected to be alive by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uellm.cost.lengths import LengthDistribution, log_normal_cdf
+from uellm.cost.steps import StepTime
+from uellm.v1 import query_pb2
+
+Floats = NDArray[np.float64]
+
+POINTS = 8
+LEVELS = (np.arange(POINTS) + 0.5) / POINTS
+"""Probabilities whose quantiles the points are."""
+_Z90 = 1.2815515655446004
+
+
+def length_points(message: query_pb2.LengthDistribution) -> list[float]:
+    """The points of a predicted length, ascending, in tokens.
+
+    One that has no buckets is taken as log-normal with its p50 and p90, cut at its limit.
+    """
+    try:
+        distribution = LengthDistribution.from_proto(message)
+    except ValueError:
+        distribution = _from_quantiles(message)
+    return [max(1.0, distribution.quantile(level)) for level in LEVELS]
+
+
+def _from_quantiles(message: query_pb2.LengthDistribution) -> LengthDistribution:
+    middle, high = max(message.p50_tokens, 1.0), max(message.p90_tokens, message.p50_tokens, 1.0)
+    spread = max(np.log(high / middle) / _Z90, 0.01)
+    return LengthDistribution.from_cdf(
+        log_normal_cdf(float(np.log(middle)), float(spread)), max(message.limit_tokens, 1)
+    )
+
+
+def share_within(points: Floats, tokens: Floats) -> Floats:
+    """Probability that each length is at most so many tokens; between two points evenly.
+
+    Args:
+        points: shape [..., POINTS], ascending.
+        tokens: shape [...], or one that goes with it.
+    """
+    wanted, first = tokens[..., None], points[..., 0]
+    low, high = points[..., :-1], points[..., 1:]
+    # The small number lets points that coincide, at a limit, be passed together.
+    parts = np.clip((wanted - low + 1e-6) / np.maximum(high - low, 1e-6), 0.0, 1.0).sum(axis=-1)
+    # Half a part lies before the first point, as dense as the part behind it, and half a part at the last one.
+    reach = np.maximum((points[..., 1] - first) / 2, 1e-6)
+    before = np.clip((tokens - first + reach) / reach, 0.0, 1.0)
+    behind = (tokens >= points[..., -1]).astype(np.float64)
+    return np.asarray((0.5 * before + parts + 0.5 * behind) / POINTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a batch is expected to go."""
+
+    tokens: Floats
+    """Lengths, ascending, shape [knots]."""
+    seconds: Floats
+    """When a row of that length ends, counted from the batch's begin, shape [knots]."""
+    end_seconds: float
+    """When its last row ends, in expectation."""
+
+    def tokens_by(self, seconds: Floats) -> Floats:
+        """The longest answers that end within so many seconds of the begin; below 1 where none does."""
+        return np.asarray(np.interp(seconds, self.seconds, self.tokens, left=0.0))
+
+
+def batch_course(step: StepTime, prompt_tokens: Floats, points: Floats) -> Course:
+    """The course of a batch on an engine that pads every row to the longest context.
+
+    Args:
+        step: the engine's step time.
+        prompt_tokens: shape [rows].
+        points: shape [rows, POINTS].
+    """
+    rows, longest_prompt = len(prompt_tokens), float(prompt_tokens.max())
+    grid = np.unique(np.append(points, 1.0))
+    middles = (grid[1:] + grid[:-1]) / 2
+    alive = 1.0 - share_within(points[:, None, :], middles[None, :])
+    anyone = 1.0 - (1.0 - alive).prod(axis=0)
+    # What a row that is alive meets: those expected to be, given that one is.
+    together = np.maximum(alive.sum(axis=0) / np.maximum(anyone, 1e-9), 1.0)
+    pace = step.base + step.per_row * together + step.per_context_token * together * (longest_prompt + middles)
+    start = step.startup + step.prefill_per_token * rows * longest_prompt
+    took = pace * np.diff(grid)
+    seconds = start + np.append(0.0, np.cumsum(took))
+    return Course(grid, seconds, start + float((took * anyone).sum()))
