@@ -197,6 +197,20 @@ def test_the_quickstart_is_the_readme_and_runs(stack: LocalUp) -> None:
     assert "deadline kept" in ran.stdout
 
 
+def test_the_policy_is_changed_while_the_stack_runs(stack: LocalUp, client: Client) -> None:
+    before = client.queue().policy
+    changed = stack.run("policy", "edf")
+    assert changed.returncode == 0, changed.stderr
+    assert f"is served by edf now, before by {before}" in changed.stdout
+    listed = stack.run("policy")
+    assert "is served by edf" in listed.stdout
+    assert {"fifo", "edf", "slo-odbs", "uellm"} <= set(listed.stdout.split())
+    wrong = stack.run("policy", "best")
+    assert wrong.returncode == 1
+    assert "must be one of" in wrong.stderr
+    assert client.set_policy(before) == "edf"
+
+
 def test_the_demo_ends_with_one_outcome_each(stack: LocalUp, tmp_path: Path) -> None:
     file = tmp_path / "demo.json"
     ran = stack.run("demo", "--requests", "6", "--rate", "20", "--seed", "59", "--json", str(file))
@@ -205,7 +219,9 @@ def test_the_demo_ends_with_one_outcome_each(stack: LocalUp, tmp_path: Path) -> 
     assert report["summary"]["submitted"] == report["summary"]["completed"] == 6
     assert report["summary"]["exactly_one_outcome"]
     assert all(row["defects"] == [] and row["output_tokens"] > 0 for row in report["requests"])
+    assert {row["predictor"].partition("/")[0] for row in report["requests"]} == {"lora"}
     assert "tokens/s" in ran.stdout
+    assert "within their predicted p90 (lora/" in ran.stdout
 
 
 def test_no_process_is_left_behind(tmp_path: Path) -> None:

@@ -169,3 +169,9 @@ def test_the_encoder_comes_in_a_package_whatever_base_is_configured(base: Path, 
     assert alone.kind == beside.kind == "fast"
     assert alone.trained_parameters < alone.parameters
     assert alone.predict(inputs(4)) == beside.predict(inputs(4))
+
+
+def test_half_precision_predicts_nearly_the_same(trained: Path, base: Path) -> None:
+    exact, fast = NeuralPredictor.load(trained, base), NeuralPredictor.load(trained, base, half=True)
+    assert fast.parameters == exact.parameters
+    assert fast.hazards(inputs()).sub(exact.hazards(inputs())).abs().max().item() < 0.03

@@ -14,7 +14,7 @@ from uellm.rpc.settings import load
     ("flags", "text"),
     [
         (
-            ["--predictor=lora"],
+            [],
             "--predictor lora needs --predictor-base (UELLM_PREDICTOR_BASE), the folder of its base model",
         ),
         (["--predictor-base=/missing"], "--predictor-base (UELLM_PREDICTOR_BASE): Path does not point to a directory"),
@@ -32,8 +32,8 @@ def test_a_wrong_choice_ends_the_start(flags: list[str], text: str, capsys: pyte
 
 
 def test_choices_that_are_right(tmp_path: Path) -> None:
-    lora = ["--predictor=lora", f"--predictor-base={tmp_path}", f"--predictor-adapter={tmp_path}"]
-    assert load(ProfilerSettings, lora).predictor == "lora"
-    assert load(ProfilerSettings, []).predictor == "prior"
+    assert load(ProfilerSettings, [f"--predictor-base={tmp_path}"]).predictor == "lora"
+    own = ["--predictor=lora", f"--predictor-base={tmp_path}", f"--predictor-adapter={tmp_path}"]
+    assert load(ProfilerSettings, own).predictor_adapter == tmp_path
     assert load(ProfilerSettings, ["--predictor=fast", f"--predictor-adapter={tmp_path}"]).predictor_base is None
     assert load(ProfilerSettings, ["--predictor=prior"]).predictor == "prior"

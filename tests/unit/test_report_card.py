@@ -21,19 +21,23 @@ from uellm_profiler.learning.report.entrants import (
     write_predictions,
 )
 from uellm_profiler.learning.report.forecasts import Forecasts, Outcomes
+from uellm_profiler.learning.report.model_card import model_card
 from uellm_profiler.learning.report.plots import curve_plot, pit_histogram, reliability, scatter
 from uellm_profiler.learning.report.resampling import Estimate, resample
 from uellm_profiler.learning.report.serving import Load
-from uellm_profiler.learning.report.settings import Settings, Transfer
+from uellm_profiler.learning.report.settings import Collection, Settings
 from uellm_profiler.learning.report.tables import (
     Table,
     curve_table,
     insert,
     latency_table,
+    summary,
     tables,
     to_markdown,
     to_rich,
 )
+from uellm_profiler.neural.adapter import Manifest
+from uellm_profiler.neural.inputs import Framing
 
 from tests.support.answers import make_entrant, make_examples
 from uellm.cost.lengths import LengthDistribution
@@ -57,9 +61,9 @@ def entrants(examples=TEST):
 
 @pytest.fixture(scope="module")
 def card():
-    moved = Transfer("other prompts", MOVED, entrants(MOVED)[2:])
+    apart = Collection("other prompts", MOVED, entrants(MOVED)[2:])
     labels = [example.label for example in TEST]
-    return evaluate(TEST, TRAIN, entrants(), replace(SETTINGS, transfers=[moved], floor_labels=labels))
+    return evaluate(TEST, TRAIN, entrants(), replace(SETTINGS, collections=[apart], floor_labels=labels))
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -116,8 +120,8 @@ def test_the_card_states_what_it_is_about(card):
     }
     assert card["noise_floor"]["samples"] == 2
     assert card["noise_floor"]["all_prompts"]["prompts"] == 90
-    assert card["transfer"][0]["rows"] == 35
-    assert list(card["transfer"][0]["metrics"]) == ["law"]
+    assert card["collections"][0]["rows"] == 35
+    assert list(card["collections"][0]["metrics"]) == ["law"]
     assert sum(card["sections"][0]["pit"]["law"]) == pytest.approx(1, abs=0.01)
 
 
@@ -153,11 +157,11 @@ def test_another_processor_makes_no_difference_but_another_predictor_does(tmp_pa
         reproduce(tmp_path, TEST, TRAIN, [make_entrant("newcomer", TEST)], SETTINGS)
 
 
-def test_a_transfer_is_reproduced_without_its_prompts_texts(tmp_path):
-    moved = Transfer("other prompts", MOVED, entrants(MOVED)[1:])
-    publish(tmp_path, TEST, TRAIN, entrants(), replace(SETTINGS, transfers=[moved]))
+def test_a_collection_is_reproduced_without_its_prompts_texts(tmp_path):
+    apart = Collection("other prompts", MOVED, entrants(MOVED)[1:])
+    publish(tmp_path, TEST, TRAIN, entrants(), replace(SETTINGS, collections=[apart]))
     blank = [Example(replace(one.prompt, text=""), one.label) for one in MOVED]
-    settings = replace(SETTINGS, transfers=[Transfer("other prompts", blank, ())])
+    settings = replace(SETTINGS, collections=[Collection("other prompts", blank, ())])
     assert reproduce(tmp_path, TEST, TRAIN, [], settings).differences == []
 
 
@@ -231,6 +235,22 @@ def test_tables_show_every_entrant_and_metric(card):
     console = Console(width=140, record=True, file=StringIO())
     console.print(to_rich(shown))
     assert "noise floor" in console.export_text()
+
+
+def test_the_model_card_says_what_was_learned_from_and_how_good_it_is(card):
+    training = {
+        "prompts": 1_234, "labels": 2_345, "seed": 3, "epochs": 2, "batch_prompts": 16, "lora_rate": 4e-4,
+        "head_rate": 1e-3, "dropout": 0.1, "validation_loss": [2.5, 2.25], "best_epoch": 2,
+    }  # fmt: skip
+    manifest = Manifest(
+        "fast", "9", "A test.", "b", "h", 6, Framing("", "", 1, 1), 8, 16, ("tiny",), 24, 192, training
+    )  # fmt: skip
+    written = model_card(manifest, card)
+    assert written.startswith("# Length predictor `fast/9`")
+    assert "1,234 prompts" in written
+    assert "2.500, 2.250; kept is epoch 2" in written
+    assert "| law |" in written
+    assert [row[0] for row in summary(card).rows] == list(card["sections"][0]["metrics"])
 
 
 def test_tables_can_hold_what_markup_would_eat():

@@ -21,7 +21,7 @@ def live(world: World, steps: int) -> None:
     world.check()
 
 
-@pytest.mark.parametrize("policy", ["fifo", "slo-odbs"])
+@pytest.mark.parametrize("policy", ["fifo", "slo-odbs", "uellm"])
 @pytest.mark.parametrize("resumable", [True, False])
 @pytest.mark.parametrize("block", range(5))
 def test_every_query_ends_once_whatever_happens(policy: str, resumable: bool, block: int):

@@ -36,6 +36,8 @@ class Source:
     """Folder of the model; None: the default one."""
     model: str
     """Its logical name; empty: that of the stack, or the default."""
+    dtype: str = "float32"
+    """Of vLLM."""
 
     def open(self, log: Path) -> tuple[str, Path, Generator]:
         """Name and folder of the model, and what generates."""
@@ -44,7 +46,11 @@ class Source:
             endpoints, running = find(self.state)
             name = self.model or running
             return name, folder, ServedGenerator(endpoints, name)
-        return self.model or DEFAULT_MODEL, folder, VllmGenerator(self.vllm_python, folder, CONTEXT_TOKENS, log)
+        return (
+            self.model or DEFAULT_MODEL,
+            folder,
+            VllmGenerator(self.vllm_python, folder, CONTEXT_TOKENS, log, self.dtype),
+        )
 
 
 def own_prompts() -> list[Path]:

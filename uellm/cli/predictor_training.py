@@ -23,7 +23,7 @@ from uellm.local.model import NAME, default_model
 ENCODER = "all-MiniLM-L6-v2"
 
 
-DEFAULT_LAYERS = {"lora": 6, "fast": 6}
+DEFAULT_LAYERS = {"lora": 4, "fast": 6}
 
 
 @dataclass(frozen=True, slots=True)

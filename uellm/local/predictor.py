@@ -13,4 +13,4 @@ class PredictorKind(StrEnum):
     PRIOR = "prior"
 
 
-DEFAULT_PREDICTOR = PredictorKind.PRIOR
+DEFAULT_PREDICTOR = PredictorKind.LORA

@@ -29,10 +29,10 @@ class ProfilerSettings(ServiceSettings):
     """How long a model's calibration stays with a replica that is not heard of any more, in seconds."""
     stream_in_flight: int = Field(default=64, ge=1, le=1_024, examples=[64])
     """Requests of one SubmitStream that are decided at once."""
-    predictor: Literal["lora", "fast", "prior"] = Field(default="prior", examples=["lora"])
-    """Predictor of answer lengths: statistics that look at no prompt, a fine-tuned LLM, or a small encoder."""
+    predictor: Literal["lora", "fast", "prior"] = Field(default="lora", examples=["prior"])
+    """Predictor of answer lengths: a fine-tuned LLM, a small encoder, or statistics that look at no prompt."""
     predictor_adapter: DirectoryPath | None = Field(default=None, examples=["adapters/mine"])
-    """Folder of its adapter, as `uellm predictor train` writes it. `lora` and `fast` need it."""
+    """Folder of its adapter, as `uellm predictor train` writes it; default: the one that comes with the package."""
     predictor_base: DirectoryPath | None = Field(default=None, examples=["weights/smollm2"])
     """Folder of the base model's weights: config.json, safetensors, tokenizer. `lora` needs it."""
     predictor_threads: int = Field(default=2, ge=1, le=256, examples=[2])

@@ -40,13 +40,13 @@ def neural_reader(threads: int) -> ReadAdapter:
             import torch
 
             from uellm_profiler.neural.errors import AdapterError
-            from uellm_profiler.neural.predictor import NeuralPredictor
+            from uellm_profiler.neural.predictor import NeuralPredictor, has_fast_half
         except ImportError as error:
             message = f"this predictor needs torch, transformers and peft ({error}): install them"
             raise PredictorError(f"{message}, or choose --predictor prior") from error
         torch.set_num_threads(threads)
         try:
-            return NeuralPredictor.load(folder, base)
+            return NeuralPredictor.load(folder, base, half=has_fast_half())
         except AdapterError as error:
             raise PredictorError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""What is evaluated: the test prompts that are committed, and, as a transfer, prompts of others."""
+"""What is evaluated: the test prompts that are committed, and, apart, prompts of others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from uellm_profiler.learning.prompts import DataError, Prompt, read_prompts
 from uellm_profiler.learning.report.baselines import fit_baselines, prior_entrant
 from uellm_profiler.learning.report.command import Reproduced, enter, publish, reproduce
 from uellm_profiler.learning.report.entrants import Entrant
-from uellm_profiler.learning.report.settings import Card, Settings, Transfer
+from uellm_profiler.learning.report.settings import Card, Collection, Settings
 from uellm_profiler.neural.predictor import NeuralPredictor
 
 PUBLIC = ("mt_bench", "vicuna", "arena_hard_v0.1")
 """Prompt sets of others, LMSYS (MT-Bench, Vicuna) and LMArena (Arena-Hard-Auto): their texts are not here."""
 CARD = Path(__file__).with_name("card")
 """Folder of the committed card and the predictions under it."""
-TRANSFER = "public benchmark prompts"
+OTHERS = "public benchmark prompts"
 SERVED_MODEL = "SmolLM2-135M-Instruct, float32, with its own chat template and tokenizer"
 SPLIT = (
     "by a hash of each prompt's source and id; prompts of which 60 % of the runs of three words are those of a prompt "
@@ -34,7 +34,7 @@ class Evaluation:
     """Test examples and what was learned from."""
 
     test: Sequence[Example]
-    transfer: Sequence[Example]
+    others: Sequence[Example]
     """Texts are empty where they were not given."""
     train: Sequence[Label]
     labels: Sequence[Label]
@@ -44,12 +44,12 @@ class Evaluation:
     has_texts: bool
     """Whether the texts of the others' prompts were given."""
 
-    def settings(self, transfer: Sequence[Entrant]) -> Settings:
-        """How the card is made, given who entered for the transfer."""
+    def settings(self, others: Sequence[Entrant]) -> Settings:
+        """How the card is made, given who entered for the prompts of others."""
         return Settings(
             served_model=SERVED_MODEL,
             split=SPLIT,
-            transfers=[Transfer(TRANSFER, self.transfer, transfer)],
+            collections=[Collection(OTHERS, self.others, others)],
             floor_labels=self.labels,
         )
 
@@ -76,7 +76,7 @@ def read_evaluation(public: Path | None) -> Evaluation:
     rows = sorted((example for one in test for example in one.examples), key=lambda example: example.label.key)
     return Evaluation(
         test=[row for row in rows if row.prompt.source not in PUBLIC],
-        transfer=[row for row in rows if row.prompt.source in PUBLIC],
+        others=[row for row in rows if row.prompt.source in PUBLIC],
         train=[label for one in learned for label in one.labels],
         labels=labels,
         train_examples=[example for one in learned if one.prompt.text for example in one.examples],
@@ -103,8 +103,8 @@ def make_card(
         live = [_enter(one, rows, progress) for one in predictors]
         return [*live, *(baseline.enter(rows) for baseline in baselines), prior_entrant(rows)]
 
-    entrants, moved = enter_all(evaluation.test), enter_all(evaluation.transfer)
-    return publish(folder, evaluation.test, evaluation.train, entrants, evaluation.settings(moved))
+    entrants, apart = enter_all(evaluation.test), enter_all(evaluation.others)
+    return publish(folder, evaluation.test, evaluation.train, entrants, evaluation.settings(apart))
 
 
 def check_card(
@@ -118,8 +118,8 @@ def check_card(
     Raises DisagreementError for a predictor that predicts something else, ValueError for damaged files.
     """
     live = [_enter(one, evaluation.test, progress) for one in predictors]
-    moved = [_enter(one, evaluation.transfer, progress) for one in predictors] if evaluation.has_texts else []
-    return reproduce(folder, evaluation.test, evaluation.train, live, evaluation.settings(moved))
+    apart = [_enter(one, evaluation.others, progress) for one in predictors] if evaluation.has_texts else []
+    return reproduce(folder, evaluation.test, evaluation.train, live, evaluation.settings(apart))
 
 
 def _enter(

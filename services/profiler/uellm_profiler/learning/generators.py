@@ -68,12 +68,14 @@ class VllmGenerator:
     context_tokens: int
     log: Path
     """Takes what vLLM prints."""
+    dtype: str = "float32"
+    """Number format of the weights, as vLLM names it."""
 
     def generate(self, requests: Iterable[Request]) -> Answers[Answer, None, None]:
         """See `Generator`."""
         if not self.python.exists():
             raise GeneratorError(f"{self.python} is not there: `make vllm-env` makes the environment of vLLM")
-        command = [str(self.python), str(_WORKER), str(self.model), str(self.context_tokens)]
+        command = [str(self.python), str(_WORKER), str(self.model), str(self.context_tokens), self.dtype]
         with (
             self.log.open("wb") as log,
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log) as process,

@@ -1,6 +1,6 @@
 """Generates answers with vLLM; a script of its own, run by the Python of the environment that has vLLM.
 
-    python vllm_worker.py MODEL_FOLDER CONTEXT_TOKENS
+    python vllm_worker.py MODEL_FOLDER CONTEXT_TOKENS DTYPE
 
 Reads one request a line from standard input (`key`, `prompt_token_ids`, `temperature`, `top_p`, `repetition_penalty`,
 `max_tokens`, `seed`, `stop`) until it ends, and writes one answer a line to standard output as each ends, in any
@@ -23,7 +23,7 @@ STREAMS = 64
 """Answers generated at once."""
 
 
-def main(folder: str, context_tokens: int) -> None:
+def main(folder: str, context_tokens: int, dtype: str) -> None:
     """Answer until standard input ends."""
     # The real standard output is ours alone: what vLLM and its libraries print there goes to standard error.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -33,7 +33,7 @@ def main(folder: str, context_tokens: int) -> None:
 
     llm = LLM(
         model=folder,
-        dtype="float32",
+        dtype=dtype,
         max_model_len=context_tokens,
         max_num_seqs=STREAMS,
         enforce_eager=True,
@@ -79,4 +79,4 @@ def main(folder: str, context_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

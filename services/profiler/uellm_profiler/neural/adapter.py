@@ -55,6 +55,9 @@ def write_adapter(folder: Path, manifest: Manifest, lora: Mapping[str, Tensor], 
     (folder / MANIFEST).unlink(missing_ok=True)
     save_file(dict(lora), folder / LORA)
     save_file(dict(head), folder / HEAD)
+    for name in (LORA, HEAD):
+        # The library writes them for their owner alone; services run as another user.
+        (folder / name).chmod(0o644)
     content = {"schema": SCHEMA, **asdict(manifest), "sha256": {name: _sha256(folder / name) for name in (LORA, HEAD)}}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 

@@ -63,15 +63,15 @@ class HazardHead(nn.Module):
 
 
 def pool(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the prompt and the state at its last token, (prompts, 2 * hidden size).
+    """Mean over the prompt and the state at its last token, (prompts, 2 * hidden size), in single precision.
 
     Args:
         backbone: gives `last_hidden_state`.
         ids: (prompts, tokens), padded on the right.
         mask: of the same shape, 1 where there is a token.
     """
-    states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-    weights = mask.unsqueeze(-1).to(states.dtype)
+    states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+    weights = mask.unsqueeze(-1).float()
     mean = (states * weights).sum(1) / weights.sum(1)
     last = states[torch.arange(len(ids)), mask.sum(1) - 1]
     return torch.cat([mean, last], dim=1)

@@ -14,7 +14,7 @@ from uellm_profiler.learning.labels import Label
 from uellm_profiler.learning.report.entrants import Entrant, stored_form
 from uellm_profiler.learning.report.metrics import BUCKET_EDGES, METRICS, SHARE
 from uellm_profiler.learning.report.resampling import LEVEL, rounded
-from uellm_profiler.learning.report.sections import groups, noise_floor, section, serving, transfer
+from uellm_profiler.learning.report.sections import collection, groups, noise_floor, section, serving
 from uellm_profiler.learning.report.settings import Card, Settings, decodings
 
 FORMAT = 1
@@ -32,9 +32,9 @@ def evaluate(
     The first section is that of the decoding with most prompts. Raises OverlapError, ValueError for predictions that do
     not fit the examples.
     """
-    _check_disjoint([*examples, *(one for moved in settings.transfers for one in moved.examples)], train)
+    _check_disjoint([*examples, *(one for apart in settings.collections for one in apart.examples)], train)
     stored = [_as_stored(entrant) for entrant in entrants]
-    moved = [replace(one, entrants=[_as_stored(entrant) for entrant in one.entrants]) for one in settings.transfers]
+    apart = [replace(one, entrants=[_as_stored(entrant) for entrant in one.entrants]) for one in settings.collections]
     return {
         "format": FORMAT,
         "about": _about(examples, train, settings),
@@ -42,7 +42,7 @@ def evaluate(
         "sections": [section(name, rows, examples, stored, settings) for name, rows in decodings(examples)],
         "groups": groups(examples, stored, settings),
         "noise_floor": noise_floor(examples, stored, settings),
-        "transfer": [transfer(one, settings) for one in moved],
+        "collections": [collection(one, settings) for one in apart],
         "serving": serving(examples, stored, settings.load),
         "skipped": dict(settings.skipped),
     }

@@ -57,7 +57,7 @@ def publish(
 ) -> Card:
     """Make the card and write it with the predictions under it, both to be committed."""
     card = evaluate(examples, train, entrants, settings)
-    parts = [(_keys(examples), entrants), *((_keys(one.examples), one.entrants) for one in settings.transfers)]
+    parts = [(_keys(examples), entrants), *((_keys(one.examples), one.entrants) for one in settings.collections)]
     write_predictions(folder / PREDICTIONS, parts)
     (folder / CARD).write_text(to_json(card), "utf-8")
     return card
@@ -68,13 +68,15 @@ def reproduce(
 ) -> Reproduced:
     """Make the committed card again: who runs live must predict what was committed, the others are taken as committed.
 
-    A transfer needs no entrants of its own, so its prompts' texts need not be there. Raises DisagreementError for a
+    A collection needs no entrants of its own, so its prompts' texts need not be there. Raises DisagreementError for a
     live predictor that predicts something else, ValueError for damaged files.
     """
     predictions = folder / PREDICTIONS
     settled = _settle(predictions, examples, live)
-    transfers = [replace(one, entrants=_settle(predictions, one.examples, one.entrants)) for one in settings.transfers]
-    card = evaluate(examples, train, settled, replace(settings, transfers=transfers))
+    collections = [
+        replace(one, entrants=_settle(predictions, one.examples, one.entrants)) for one in settings.collections
+    ]
+    card = evaluate(examples, train, settled, replace(settings, collections=collections))
     return Reproduced(card, differences(card, json.loads((folder / CARD).read_text("utf-8"))))
 
 

@@ -13,7 +13,7 @@ from uellm_profiler.learning.report.forecasts import Floats, Forecasts, Ints, Ou
 from uellm_profiler.learning.report.metrics import METRICS, POINT_METRICS, SHARE, Scorer
 from uellm_profiler.learning.report.resampling import Estimate, resample, rounded
 from uellm_profiler.learning.report.serving import Load, simulate
-from uellm_profiler.learning.report.settings import Card, Settings, Transfer, decoding_name, decodings
+from uellm_profiler.learning.report.settings import Card, Collection, Settings, decoding_name, decodings
 
 FEWEST_ROWS = 30
 """Smaller groups are left out: their intervals would say that nothing is known."""
@@ -146,10 +146,10 @@ def _point_metrics(measured: Mapping[str, Floats]) -> Card:
     return _metrics({name: measured[name] for name in POINT_METRICS})
 
 
-def transfer(moved: Transfer, settings: Settings) -> Card:
-    """The chosen metrics on prompts of another kind."""
-    rows = np.arange(len(moved.examples))
-    return _group(moved.name, rows, moved.examples, moved.entrants, settings)
+def collection(apart: Collection, settings: Settings) -> Card:
+    """The chosen metrics on the prompts of another collection."""
+    rows = np.arange(len(apart.examples))
+    return _group(apart.name, rows, apart.examples, apart.entrants, settings)
 
 
 def serving(examples: Sequence[Example], entrants: Sequence[Entrant], load: Load) -> Card:

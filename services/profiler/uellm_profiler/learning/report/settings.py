@@ -20,8 +20,8 @@ Card = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
-    """Predictions for prompts of a kind that was not learned from."""
+class Collection:
+    """Test prompts of another collection, shown apart, and what was predicted for them."""
 
     name: str
     examples: Sequence[Example]
@@ -37,7 +37,7 @@ class Settings:
     """Which model's answers they are, with tokenizer and weights."""
     split: str
     """How test and training prompts were kept apart, near-duplicates included."""
-    transfers: Sequence[Transfer] = ()
+    collections: Sequence[Collection] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Sections that this card can't have, with the reason."""
     floor_labels: Sequence[Label] = ()

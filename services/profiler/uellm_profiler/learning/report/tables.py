@@ -24,6 +24,7 @@ _BLOCKS = {
     "coverage of p99": ("coverage_p99", "coverage_p99_uncut", "coverage_p99_given_uncut"),
     "too low and too high": ("under_share", "under_tokens", "over_share", "over_tokens"),
 }
+_SUMMARY = ("tau", "log_ratio", "accuracy", "macro_f1", "tail_recall", "pinball_p90", "coverage_p90_given_uncut")
 _FLOOR_METRICS = ("mae", "log_ratio", "within_100", "accuracy")
 _NONE = "\N{EN DASH}"
 _NUMERIC = re.compile(rf"$|{_NONE}$|[+-]?\d[\d,.]*%?( \(.*\))?$")
@@ -50,12 +51,20 @@ def tables(card: Mapping[str, Any]) -> list[Table]:
     found += _floor(card["noise_floor"]) if card["noise_floor"] else []
     for kind in ("source", "family"):
         found.append(_groups(f"by {kind}", card["groups"][kind], card["groups"][f"{kind}_left_out"]))
-    if card["transfer"]:
-        found.append(_groups("transfer: prompts of kinds that were not learned from", card["transfer"], ()))
+    if card["collections"]:
+        found.append(_groups("prompts of other collections", card["collections"], ()))
     found.append(_serving(card["serving"]))
     if card["skipped"]:
         found.append(Table("left out", ("section", "why"), list(card["skipped"].items())))
     return found
+
+
+def summary(card: Mapping[str, Any]) -> Table:
+    """The most telling metrics of the first section."""
+    section = card["sections"][0]
+    rows = [[entrant, *_cells(measured, _SUMMARY)] for entrant, measured in section["metrics"].items()]
+    title = f"{section['name']}, {section['prompts']:,} held-out prompts, {section['cut_share']:.1%} of the answers cut"
+    return Table(title, ("", *(METRICS[name].title for name in _SUMMARY)), rows)
 
 
 def curve_table(title: str, x_title: str, points: Sequence[Mapping[str, Any]]) -> Table:
