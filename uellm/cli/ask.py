@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from uellm.cli.connect import find
+from uellm.cli.interrupts import Interrupts
 from uellm.cli.output import print_line, stderr, stdout
 from uellm.cli.values import seconds_between, seconds_of, show_bytes, show_seconds
 from uellm.client import Client, Outcome, QueryOptions, ResourceProfile, Restarted, Submitted, Transcript
@@ -46,7 +47,8 @@ def generate(state: Path, prompt: str, wanted: QueryOptions, *, as_json: bool) -
     with Client(endpoints, model=model) as client:
         query = client.submit(prompt, **wanted)
         try:
-            outcome = _follow(client, query, quiet=as_json)
+            with Interrupts() as interrupts:
+                outcome = _follow(client, query, interrupts, quiet=as_json)
         except KeyboardInterrupt:
             client.cancel(query)
             print_line(stderr, f"\ncancelled {query.name}")
@@ -108,10 +110,11 @@ def _reason(outcome: Outcome) -> str:
     return f" ({escape(message)})" if message else ""
 
 
-def _follow(client: Client, query: Submitted, *, quiet: bool) -> Outcome:
+def _follow(client: Client, query: Submitted, interrupts: Interrupts, *, quiet: bool) -> Outcome:
     """Print the deltas as they come; returns the outcome."""
     transcript = Transcript()
     for event in client.stream(query):
+        interrupts.check()
         if isinstance(event, Outcome):
             break
         added = transcript.add(event)
