@@ -214,7 +214,7 @@ class Hints(_message.Message):
     def __init__(self, osl: _Optional[int] = ..., vllm_priority: _Optional[int] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("state", "finish_reason", "text", "prompt_tokens", "output_tokens", "refusal", "failure", "profile", "timing", "slo_met", "dispatch_count", "deployment", "batch_id", "batch_rows", "labels")
+    __slots__ = ("state", "finish_reason", "text", "prompt_tokens", "output_tokens", "refusal", "failure", "profile", "timing", "slo_met", "dispatch_count", "deployment", "batch_id", "batch_rows", "labels", "decision_id")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class Outcome(_message.Message):
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     state: QueryState
     finish_reason: FinishReason
     text: str
@@ -252,7 +253,8 @@ class Outcome(_message.Message):
     batch_id: str
     batch_rows: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, state: _Optional[_Union[QueryState, str]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., profile: _Optional[_Union[ResourceProfile, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., slo_met: _Optional[bool] = ..., dispatch_count: _Optional[int] = ..., deployment: _Optional[str] = ..., batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    decision_id: str
+    def __init__(self, state: _Optional[_Union[QueryState, str]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., text: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., profile: _Optional[_Union[ResourceProfile, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., slo_met: _Optional[bool] = ..., dispatch_count: _Optional[int] = ..., deployment: _Optional[str] = ..., batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., decision_id: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("accept_time", "dispatch_time", "first_token_time", "finish_time")

@@ -172,6 +172,22 @@ class ExplainQueryResponse(_message.Message):
     explanation: str
     def __init__(self, decisions: _Optional[_Iterable[_Union[_stream_pb2.DecisionRecord, _Mapping]]] = ..., explanation: _Optional[str] = ...) -> None: ...
 
+class ReadDecisionsRequest(_message.Message):
+    __slots__ = ("model", "after_decision_id")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    AFTER_DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    after_decision_id: str
+    def __init__(self, model: _Optional[str] = ..., after_decision_id: _Optional[str] = ...) -> None: ...
+
+class ReadDecisionsResponse(_message.Message):
+    __slots__ = ("decision_id", "decision")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    decision: _stream_pb2.DecisionRecord
+    def __init__(self, decision_id: _Optional[str] = ..., decision: _Optional[_Union[_stream_pb2.DecisionRecord, _Mapping]] = ...) -> None: ...
+
 class ListDeadLettersRequest(_message.Message):
     __slots__ = ("model", "page_size", "page_token")
     MODEL_FIELD_NUMBER: _ClassVar[int]

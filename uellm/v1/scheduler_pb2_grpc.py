@@ -65,6 +65,11 @@ class SchedulerServiceStub:
                 request_serializer=uellm_dot_v1_dot_scheduler__pb2.ExplainQueryRequest.SerializeToString,
                 response_deserializer=uellm_dot_v1_dot_scheduler__pb2.ExplainQueryResponse.FromString,
                 _registered_method=True)
+        self.ReadDecisions = channel.unary_stream(
+                '/uellm.v1.SchedulerService/ReadDecisions',
+                request_serializer=uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsRequest.SerializeToString,
+                response_deserializer=uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsResponse.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/uellm.v1.SchedulerService/ListDeadLetters',
                 request_serializer=uellm_dot_v1_dot_scheduler__pb2.ListDeadLettersRequest.SerializeToString,
@@ -133,6 +138,13 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadDecisions(self, request, context):
+        """Streams what policies saw and decided, from the oldest that is kept: the flight recorder of a model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDeadLetters(self, request, context):
         """Lists the queries of a model that failed for good.
         """
@@ -193,6 +205,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.ExplainQuery,
                     request_deserializer=uellm_dot_v1_dot_scheduler__pb2.ExplainQueryRequest.FromString,
                     response_serializer=uellm_dot_v1_dot_scheduler__pb2.ExplainQueryResponse.SerializeToString,
+            ),
+            'ReadDecisions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadDecisions,
+                    request_deserializer=uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsRequest.FromString,
+                    response_serializer=uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsResponse.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -378,6 +395,33 @@ class SchedulerService:
             '/uellm.v1.SchedulerService/ExplainQuery',
             uellm_dot_v1_dot_scheduler__pb2.ExplainQueryRequest.SerializeToString,
             uellm_dot_v1_dot_scheduler__pb2.ExplainQueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/uellm.v1.SchedulerService/ReadDecisions',
+            uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsRequest.SerializeToString,
+            uellm_dot_v1_dot_scheduler__pb2.ReadDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

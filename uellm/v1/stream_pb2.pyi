@@ -93,16 +93,18 @@ class Admitted(_message.Message):
     def __init__(self, profile: _Optional[_Union[_query_pb2.ResourceProfile, _Mapping]] = ...) -> None: ...
 
 class Batched(_message.Message):
-    __slots__ = ("batch_id", "batch_rows", "deployment", "attempt")
+    __slots__ = ("batch_id", "batch_rows", "deployment", "attempt", "decision_id")
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     batch_id: str
     batch_rows: int
     deployment: str
     attempt: int
-    def __init__(self, batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., deployment: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+    decision_id: str
+    def __init__(self, batch_id: _Optional[str] = ..., batch_rows: _Optional[int] = ..., deployment: _Optional[str] = ..., attempt: _Optional[int] = ..., decision_id: _Optional[str] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("attempt", "first_token_index", "token_ids", "text")
@@ -407,7 +409,7 @@ class RegressionState(_message.Message):
     def __init__(self, prior_mean: _Optional[_Iterable[float]] = ..., prior_deviation: _Optional[_Iterable[float]] = ..., information: _Optional[_Iterable[float]] = ..., moment: _Optional[_Iterable[float]] = ..., relative_variance: _Optional[float] = ..., step_variance: _Optional[float] = ..., noise_information: _Optional[_Iterable[float]] = ..., noise_moment: _Optional[_Iterable[float]] = ..., surprises: _Optional[int] = ...) -> None: ...
 
 class Backlog(_message.Message):
-    __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time")
+    __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time", "deployments")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -416,6 +418,7 @@ class Backlog(_message.Message):
     PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     OLDEST_ACCEPT_TIME_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     queued: int
     running: int
@@ -424,10 +427,21 @@ class Backlog(_message.Message):
     publish_time: _timestamp_pb2.Timestamp
     policy: str
     oldest_accept_time: _timestamp_pb2.Timestamp
-    def __init__(self, schema_version: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., work_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., work_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., oldest_accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    deployments: _containers.RepeatedCompositeFieldContainer[DeploymentBacklog]
+    def __init__(self, schema_version: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., work_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., work_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., oldest_accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deployments: _Optional[_Iterable[_Union[DeploymentBacklog, _Mapping]]] = ...) -> None: ...
+
+class DeploymentBacklog(_message.Message):
+    __slots__ = ("deployment", "soonest_free", "step_time")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    SOONEST_FREE_FIELD_NUMBER: _ClassVar[int]
+    STEP_TIME_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    soonest_free: _duration_pb2.Duration
+    step_time: StepTimePrior
+    def __init__(self, deployment: _Optional[str] = ..., soonest_free: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time: _Optional[_Union[StepTimePrior, _Mapping]] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals")
+    __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals", "slots", "removed_slots", "keyframe", "engines", "tenants_served", "queued", "policy_version")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -444,6 +458,13 @@ class DecisionRecord(_message.Message):
     NAMES_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    KEYFRAME_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_SERVED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     time: _timestamp_pb2.Timestamp
     policy: str
@@ -453,7 +474,40 @@ class DecisionRecord(_message.Message):
     names: _containers.RepeatedScalarFieldContainer[str]
     batches: _containers.RepeatedCompositeFieldContainer[BatchDecision]
     refusals: _containers.RepeatedCompositeFieldContainer[RefusalDecision]
-    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ...) -> None: ...
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    removed_slots: _containers.RepeatedScalarFieldContainer[int]
+    keyframe: bool
+    engines: _containers.RepeatedCompositeFieldContainer[EngineSnapshot]
+    tenants_served: bytes
+    queued: int
+    policy_version: int
+    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., removed_slots: _Optional[_Iterable[int]] = ..., keyframe: _Optional[bool] = ..., engines: _Optional[_Iterable[_Union[EngineSnapshot, _Mapping]]] = ..., tenants_served: _Optional[bytes] = ..., queued: _Optional[int] = ..., policy_version: _Optional[int] = ...) -> None: ...
+
+class EngineSnapshot(_message.Message):
+    __slots__ = ("deployment", "record", "cost_model", "free_batches", "running")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    COST_MODEL_FIELD_NUMBER: _ClassVar[int]
+    FREE_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    record: DeploymentRecord
+    cost_model: CostModelState
+    free_batches: int
+    running: _containers.RepeatedCompositeFieldContainer[RunningBatchSnapshot]
+    def __init__(self, deployment: _Optional[str] = ..., record: _Optional[_Union[DeploymentRecord, _Mapping]] = ..., cost_model: _Optional[_Union[CostModelState, _Mapping]] = ..., free_batches: _Optional[int] = ..., running: _Optional[_Iterable[_Union[RunningBatchSnapshot, _Mapping]]] = ...) -> None: ...
+
+class RunningBatchSnapshot(_message.Message):
+    __slots__ = ("prompt_tokens", "delivered_tokens", "limit_tokens", "length_points")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_POINTS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
+    delivered_tokens: _containers.RepeatedScalarFieldContainer[int]
+    limit_tokens: _containers.RepeatedScalarFieldContainer[int]
+    length_points: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, prompt_tokens: _Optional[_Iterable[int]] = ..., delivered_tokens: _Optional[_Iterable[int]] = ..., limit_tokens: _Optional[_Iterable[int]] = ..., length_points: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class BatchDecision(_message.Message):
     __slots__ = ("batch_id", "deployment", "names")
@@ -474,18 +528,22 @@ class RefusalDecision(_message.Message):
     def __init__(self, name: _Optional[str] = ..., refusal: _Optional[_Union[_query_pb2.Refusal, _Mapping]] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
-    __slots__ = ("schema_version", "name", "record", "failure", "attempts")
+    __slots__ = ("schema_version", "name", "record", "failure", "attempts", "entry", "fail_time")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    FAIL_TIME_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     record: QueryRecord
     failure: _query_pb2.Failure
     attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., record: _Optional[_Union[QueryRecord, _Mapping]] = ..., failure: _Optional[_Union[_query_pb2.Failure, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
+    entry: ProfiledQuery
+    fail_time: _timestamp_pb2.Timestamp
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., record: _Optional[_Union[QueryRecord, _Mapping]] = ..., failure: _Optional[_Union[_query_pb2.Failure, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ..., entry: _Optional[_Union[ProfiledQuery, _Mapping]] = ..., fail_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Attempt(_message.Message):
     __slots__ = ("attempt", "batch_id", "deployment", "failure", "end_time")
