@@ -254,6 +254,8 @@ def test_a_query_goes_through_the_whole_stack(stack: Stack, deployment: deployer
     assert sum(len(delta.token_ids) for delta in deltas) == OUTPUT_TOKENS
     assert "".join(delta.text for delta in deltas) == outcome.text
     assert outcome.deployment == deployment.name
+    # The adapter of the image, not the prior.
+    assert outcome.profile.predictor_version.startswith("lora/")
 
 
 def test_model_control_refuses_who_does_not_know_the_secret(stack: Stack) -> None:
