@@ -26,7 +26,7 @@ from uellm.v1.query_pb2 import (
     QUERY_STATE_FAILED,
     QUERY_STATE_RUNNING,
 )
-from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, Backlog
 
 
 @pytest.fixture
@@ -159,6 +159,9 @@ async def test_another_policy_decides_while_queries_wait_and_run(scheduler, benc
     changed = await scheduler.SetPolicy(pb.SetPolicyRequest(model=MODEL, policy="uellm"))
     assert changed.previous_policy == "fifo"
     assert (await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))).policy == "uellm"
+    # It refuses what is too late, and `Submit` is told when that is.
+    backlog = Backlog.FromString(await bench.redis.get(f"uellm:{{{MODEL}}}:backlog"))
+    assert [place.deployment for place in backlog.deployments] == [bench.record.name]
     names = [running.name, *(made.name for made in waiting)]
     await until(lambda: bench.all_finished(names))
     assert {outcome.state for outcome in await bench.check(names)} == {QUERY_STATE_COMPLETED}

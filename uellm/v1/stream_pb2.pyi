@@ -409,7 +409,7 @@ class RegressionState(_message.Message):
     def __init__(self, prior_mean: _Optional[_Iterable[float]] = ..., prior_deviation: _Optional[_Iterable[float]] = ..., information: _Optional[_Iterable[float]] = ..., moment: _Optional[_Iterable[float]] = ..., relative_variance: _Optional[float] = ..., step_variance: _Optional[float] = ..., noise_information: _Optional[_Iterable[float]] = ..., noise_moment: _Optional[_Iterable[float]] = ..., surprises: _Optional[int] = ...) -> None: ...
 
 class Backlog(_message.Message):
-    __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time", "deployments")
+    __slots__ = ("schema_version", "queued", "running", "work_p50", "work_p90", "publish_time", "policy", "oldest_accept_time", "deployments", "demand", "seconds_per_token")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -419,6 +419,8 @@ class Backlog(_message.Message):
     POLICY_FIELD_NUMBER: _ClassVar[int]
     OLDEST_ACCEPT_TIME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    DEMAND_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     queued: int
     running: int
@@ -428,17 +430,27 @@ class Backlog(_message.Message):
     policy: str
     oldest_accept_time: _timestamp_pb2.Timestamp
     deployments: _containers.RepeatedCompositeFieldContainer[DeploymentBacklog]
-    def __init__(self, schema_version: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., work_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., work_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., oldest_accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deployments: _Optional[_Iterable[_Union[DeploymentBacklog, _Mapping]]] = ...) -> None: ...
+    demand: _containers.RepeatedCompositeFieldContainer[DemandPoint]
+    seconds_per_token: float
+    def __init__(self, schema_version: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., work_p50: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., work_p90: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., oldest_accept_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deployments: _Optional[_Iterable[_Union[DeploymentBacklog, _Mapping]]] = ..., demand: _Optional[_Iterable[_Union[DemandPoint, _Mapping]]] = ..., seconds_per_token: _Optional[float] = ...) -> None: ...
+
+class DemandPoint(_message.Message):
+    __slots__ = ("due", "slack_seconds", "longest_seconds")
+    DUE_FIELD_NUMBER: _ClassVar[int]
+    SLACK_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    due: _duration_pb2.Duration
+    slack_seconds: float
+    longest_seconds: float
+    def __init__(self, due: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., slack_seconds: _Optional[float] = ..., longest_seconds: _Optional[float] = ...) -> None: ...
 
 class DeploymentBacklog(_message.Message):
-    __slots__ = ("deployment", "soonest_free", "step_time")
+    __slots__ = ("deployment", "soonest_free")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     SOONEST_FREE_FIELD_NUMBER: _ClassVar[int]
-    STEP_TIME_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     soonest_free: _duration_pb2.Duration
-    step_time: StepTimePrior
-    def __init__(self, deployment: _Optional[str] = ..., soonest_free: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., step_time: _Optional[_Union[StepTimePrior, _Mapping]] = ...) -> None: ...
+    def __init__(self, deployment: _Optional[str] = ..., soonest_free: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
     __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals", "slots", "removed_slots", "keyframe", "engines", "tenants_served", "queued", "policy_version")

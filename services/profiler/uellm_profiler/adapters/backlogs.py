@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -10,17 +11,28 @@ from uellm.messaging.connection import RedisClient
 from uellm.messaging.keys import ModelKeys
 from uellm.v1.stream_pb2 import Backlog
 
+KEPT_SECONDS = 0.05
+"""The owners publish at most ten times a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class RedisBacklogs:
     """Reads what the owners of the queues publish."""
 
     redis: RedisClient
+    _read: dict[str, tuple[float, Backlog | None]] = field(default_factory=dict)
+    """Last answer and its time, by deployed model."""
 
     async def read(self, model: str) -> Backlog | None:
         """The model's last backlog; None if there is none that can be read."""
-        value = await self.redis.get(ModelKeys(model).backlog)
-        try:
-            return None if value is None else Backlog.FromString(value)
-        except DecodeError:
-            return None
+        known = self._read.get(model)
+        if known is None or time.monotonic() - known[0] > KEPT_SECONDS:
+            known = self._read[model] = (time.monotonic(), _parse(await self.redis.get(ModelKeys(model).backlog)))
+        return known[1]
+
+
+def _parse(value: bytes | None) -> Backlog | None:
+    try:
+        return None if value is None else Backlog.FromString(value)
+    except DecodeError:
+        return None

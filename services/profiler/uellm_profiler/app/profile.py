@@ -28,6 +28,8 @@ class ProfiledPrompt:
     """With every default filled in."""
     prompt: EncodedPrompt
     profile: ResourceProfile
+    cost: CostModel
+    """Of the deployment that it was profiled for."""
 
 
 def random_seed() -> int:
@@ -171,7 +173,7 @@ def _profiled(
     if calibration is not None:
         profile.calibration_version = calibration.version
         profile.uncalibrated_probabilities.extend((*raw.probabilities, raw.limit_probability))
-    return ProfiledPrompt(query, prompt, profile)
+    return ProfiledPrompt(query, prompt, profile, cost)
 
 
 def _inputs(model: str, queries: Sequence[Query], prompts: Sequence[EncodedPrompt]) -> list[PredictorInput]:

@@ -15,7 +15,7 @@ from uellm.v1.query_pb2 import Query, TokenIds
 from uellm.v1.stream_pb2 import ProfiledQuery, QueryRecord
 from uellm_profiler.app.ports import Backlogs, Queue
 from uellm_profiler.app.profile import ProfiledPrompt, Profiler
-from uellm_profiler.domain import refusals
+from uellm_profiler.domain import admission, refusals
 
 
 def new_query_id() -> str:
@@ -59,7 +59,8 @@ class Submitter:
         With `allow_prior` the prior answers for an overloaded predictor.
 
         Raises:
-            RefusedError: MODEL_NOT_DEPLOYED, PROMPT_TOO_LONG, QUEUE_FULL or PREDICTOR_OVERLOADED.
+            RefusedError: MODEL_NOT_DEPLOYED, PROMPT_TOO_LONG, QUEUE_FULL, PREDICTOR_OVERLOADED, or DEADLINE_INFEASIBLE
+                where the policy in force refuses what it can't keep.
             AlreadyExistsError: another query has this id.
             InvalidArgumentError: the query asks for what its model does not have.
             UnavailableError: the model's tokenizer can't be read.
@@ -68,6 +69,7 @@ class Submitter:
         digest = body_hash(query)
         try:
             (profiled,) = await self.profiler.profile(parent.model, [query], ["query"], allow_prior=allow_prior)
+            await self._check_deadlines(parent.model, profiled)
         except UellmError:
             # What was accepted stays accepted, even if the same would be refused now.
             known = await self._find(name, digest) if query_id else None
@@ -79,6 +81,13 @@ class Submitter:
         if isinstance(answer, Full):
             raise await self._queue_full(parent.model, answer.depth)
         return Submitted(name, _accepted(name, answer))
+
+    async def _check_deadlines(self, model: str, profiled: ProfiledPrompt) -> None:
+        slo = profiled.query.slo
+        if not slo.HasField("completion") and not slo.HasField("first_token"):
+            return
+        backlog = await self.backlogs.read(model)
+        admission.check_deadlines(slo, profiled.profile, profiled.cost, backlog, self.clock.now_ms())
 
     async def _find(self, name: str, digest: str) -> Accepted | None:
         """The query of this name, if there is one; raises AlreadyExistsError if its body differs."""

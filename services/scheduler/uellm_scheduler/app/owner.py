@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import structlog
 
-from uellm.messaging.clock import Clock, entry_time_ms, timestamp
+from uellm.messaging.clock import Clock, entry_time_ms
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.costs import CostStore
 from uellm.messaging.deployments import DeploymentDirectory
@@ -22,9 +21,8 @@ from uellm.messaging.lease import Lease
 from uellm.messaging.queries import QueryStore
 from uellm.v1.stream_pb2 import Backlog, DeploymentRecord, ProfiledQuery, QueryEvent
 
-from ..domain.backlog import predicted_work_seconds
-from ..domain.pending import PendingTable
-from ..domain.policy import EngineView, Policy
+from ..domain.backlog import backlog_of
+from ..domain.policy import Policy
 from . import effects as do
 from . import events as on
 from .core import SchedulerCore
@@ -246,24 +244,10 @@ class QueueOwner:
 
     def backlog(self) -> Backlog:
         """The backlog as it is now."""
-        pending = self.core.pending
-        backlog = Backlog(
-            schema_version=1,
-            queued=len(pending),
-            running=len(self.core.flight),
-            publish_time=timestamp(self._around.clock.now_ms()),
-            policy=self.core.policy.info.name,
-        )
-        engines = self.core.flight.views()
-        backlog.work_p50.FromTimedelta(_work(pending, engines, "p50_tokens"))
-        backlog.work_p90.FromTimedelta(_work(pending, engines, "p90_tokens"))
-        if pending:
-            backlog.oldest_accept_time.CopyFrom(timestamp(pending.oldest_ms()))
-        return backlog
-
-
-def _work(pending: PendingTable, engines: Sequence[EngineView], quantile: str) -> timedelta:
-    return timedelta(seconds=predicted_work_seconds(pending, engines, quantile))
+        flight = self.core.flight
+        takers = flight.views(accepting=True)
+        now_ms = self._around.clock.now_ms()
+        return backlog_of(self.core.pending, flight.views(), takers, self.core.policy.info, now_ms)
 
 
 async def _patiently(action: Callable[[], Any]) -> Any:

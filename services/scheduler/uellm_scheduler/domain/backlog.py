@@ -1,13 +1,44 @@
-"""How much work waits: what `Submit` computes a retry delay from."""
+"""How much work waits: what `Submit` refuses by, and computes retry delays from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 import numpy as np
 
+from uellm.messaging.clock import timestamp
+from uellm.v1.stream_pb2 import Backlog
+
+from .overload import demand, seconds_per_token, work_of
 from .pending import PendingTable
-from .policy import EngineView
+from .policy import EngineView, PolicyInfo, QueueView
+from .refusals import soonest, soonest_free
+
+
+def backlog_of(
+    table: PendingTable, engines: Sequence[EngineView], takers: Sequence[EngineView], policy: PolicyInfo, now_ms: int
+) -> Backlog:
+    """The backlog to be published; `takers` are those of the engines that take new queries."""
+    backlog = Backlog(
+        schema_version=1,
+        queued=len(table),
+        running=sum(len(batch) for engine in engines for batch in engine.running),
+        publish_time=timestamp(now_ms),
+        policy=policy.name,
+    )
+    backlog.work_p50.FromTimedelta(timedelta(seconds=predicted_work_seconds(table, engines, "p50_tokens")))
+    backlog.work_p90.FromTimedelta(timedelta(seconds=predicted_work_seconds(table, engines, "p90_tokens")))
+    if table:
+        backlog.oldest_accept_time.CopyFrom(timestamp(table.oldest_ms()))
+    if policy.refuses:
+        for engine in takers:
+            place = backlog.deployments.add(deployment=engine.deployment)
+            place.soonest_free.FromTimedelta(timedelta(seconds=soonest_free(engine)))
+        work = work_of(QueueView(table, table.slots(), tuple(takers)), now_ms, soonest(takers))
+        backlog.demand.extend(point.to_proto() for point in demand(work))
+        backlog.seconds_per_token = seconds_per_token(takers)
+    return backlog
 
 
 def predicted_work_seconds(table: PendingTable, engines: Iterable[EngineView], quantile: str) -> float:

@@ -123,6 +123,8 @@ class PolicyInfo:
     name: str
     description: str
     version: int = 1
+    refuses: bool = False
+    """Whether it refuses what can't be served in time; `Submit` then does so, too."""
 
 
 class Policy(Protocol):

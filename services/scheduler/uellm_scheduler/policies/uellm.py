@@ -22,7 +22,7 @@ from ..domain.filling import free_places
 from ..domain.odds import Floats, batch_course, share_within
 from ..domain.pending import NEVER
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView, RefusalPlan
-from ..domain.refusals import too_late
+from ..domain.refusals import refusals
 from ..domain.tenants import fair_weights
 
 CANDIDATES = 1_024
@@ -81,14 +81,16 @@ class Uellm:
     """See the module."""
 
     info: ClassVar[PolicyInfo] = PolicyInfo(
-        "uellm", "Forms the batch after which most deadlines are still kept, from distributions of lengths and times."
+        "uellm",
+        "Forms the batch after which most deadlines are still kept, from distributions of lengths and times.",
+        refuses=True,
     )
 
     def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:  # noqa: ARG002
         """Refuse what can't be kept, and form a batch for each free place."""
         if not view.engines:
             return Decision()
-        hopeless = too_late(view, now_ms)
+        hopeless = refusals(view, now_ms)
         refused = np.array([plan.index for plan in hopeless], dtype=np.intp)
         waiting = np.setdiff1d(np.arange(len(view.slots)), refused, assume_unique=True)
         batches = []
@@ -98,8 +100,8 @@ class Uellm:
             chosen = _best_batch(view, engine, waiting, now_ms)
             batches.append(BatchPlan(engine.deployment, tuple(view.slots[chosen].tolist())))
             waiting = np.setdiff1d(waiting, chosen, assume_unique=True)
-        refusals = tuple(RefusalPlan(int(view.slots[plan.index]), plan.refusal) for plan in hopeless)
-        return Decision(batches=tuple(batches), refusals=refusals)
+        refused_plans = tuple(RefusalPlan(int(view.slots[plan.index]), plan.refusal) for plan in hopeless)
+        return Decision(batches=tuple(batches), refusals=refused_plans)
 
 
 def _best_batch(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> NDArray[np.intp]:
