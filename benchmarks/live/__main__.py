@@ -1,0 +1,122 @@
+"""Policies, and peers beside them, on the embedded stack with the real model: open-loop arrivals, runs interleaved.
+
+Run with `python benchmarks/live --loads 0.8 1.2 --rounds 5`. In each round every server gets the same arrivals, in an
+order that changes from round to round. Progress goes to stderr, figures to stdout as JSON: no test asserts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from figures import figures_of, paired
+from runs import Ask, serve
+from servers import ask_uellm
+from workload import burst, held_out_prompts, workload
+
+from uellm.client import AsyncClient, Endpoints
+from uellm.local.model import default_model
+from uellm.local.ports import Ports
+from uellm.local.stack import StackOptions, background_stack, default_spec
+
+OURS = "uellm"
+CAPACITY_QUERIES = 32
+
+
+class Quiet:
+    """Reports the stack's progress on stderr."""
+
+    def step(self, text: str) -> None:
+        """A step begins."""
+        _say(text)
+
+    def note(self, text: str) -> None:
+        """Something worth knowing happened."""
+        _say(text)
+
+
+async def measure(client: AsyncClient, options: argparse.Namespace) -> dict[str, Any]:
+    """All runs."""
+    prompts = held_out_prompts()
+    ask: Ask = partial(ask_uellm, client)
+    await client.set_policy("fifo")
+    full = await serve(burst(0, CAPACITY_QUERIES, prompts), ask)
+    capacity = CAPACITY_QUERIES / full.seconds
+    _say(f"capacity: {capacity:.3f} queries/s")
+    results: dict[str, Any] = {"capacity_queries_per_s": capacity, "queries": options.queries, "loads": {}}
+    for load in options.loads:
+        runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for number in range(options.rounds):
+            arrivals = workload(100 + number, options.queries, load * capacity, prompts)
+            names = (
+                options.policies[number % len(options.policies) :] + options.policies[: number % len(options.policies)]
+            )
+            for name in names:
+                await client.set_policy(name)
+                figures = figures_of(await serve(arrivals, ask))
+                runs[name].append(figures)
+                _say(f"load {load} round {number} {name}: {_line(figures)}")
+        results["loads"][str(load)] = {"runs": runs, "paired": _compare(runs)}
+        print(json.dumps(results), file=sys.stderr, flush=True) if options.verbose else None
+    return results
+
+
+def _compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    if OURS not in runs:
+        return {}
+    wanted = ("goodput_per_s", "attainment", "useful_tokens_per_s", "tokens_per_s", "latency_p50_s", "latency_p95_s")
+    return {
+        name: {key: paired([one[key] for one in runs[OURS]], [one[key] for one in others]) for key in wanted}
+        for name, others in runs.items()
+        if name != OURS
+    }
+
+
+def _line(figures: dict[str, Any]) -> str:
+    keys = (
+        "goodput_per_s",
+        "attainment",
+        "late",
+        "rejected",
+        "tokens_per_s",
+        "latency_p50_s",
+        "latency_p95_s",
+        "seconds",
+    )
+    return ", ".join(f"{key} {figures[key]:.3f}" for key in keys if figures[key] is not None)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--policies", nargs="+", default=["uellm", "fifo", "edf", "s3", "slo-odbs"])
+    parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--queries", type=int, default=60)
+    parser.add_argument("--verbose", action="store_true", help="print the figures so far after each load")
+    options = parser.parse_args()
+
+    async def run(endpoints: Endpoints, model: str) -> dict[str, Any]:
+        async with AsyncClient(endpoints, model=model, tenant="bench") as client:
+            return await measure(client, options)
+
+    with tempfile.TemporaryDirectory() as folder:
+        stack = StackOptions(Path(folder), Ports.free(), default_spec(default_model()), policy="fifo")
+        with background_stack(stack, Quiet()) as info:
+            endpoints = Endpoints(*(info.parts[name].endpoint for name in ("profiler", "scheduler", "deployer")))
+            print(json.dumps(asyncio.run(run(endpoints, info.model)), indent=2))
+
+
+if __name__ == "__main__":
+    main()
