@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+# The peers' engines are started by the tests' own pieces.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 from figures import figures_of, paired
+from peers import BATCHER, ask_batcher, batcher_client, triton_batcher
 from runs import Ask, serve
 from servers import ask_uellm
 from workload import burst, held_out_prompts, workload
@@ -42,12 +48,25 @@ class Quiet:
         _say(text)
 
 
-async def measure(client: AsyncClient, options: argparse.Namespace) -> dict[str, Any]:
+class Servers:
+    """What is compared: our policies by name, and peers."""
+
+    def __init__(self, client: AsyncClient, peers: dict[str, Ask]) -> None:
+        self._client = client
+        self._peers = peers
+
+    async def ask(self, name: str) -> Ask:
+        """How to ask this one, which serves from now on."""
+        if name in self._peers:
+            return self._peers[name]
+        await self._client.set_policy(name)
+        return partial(ask_uellm, self._client)
+
+
+async def measure(servers: Servers, options: argparse.Namespace) -> dict[str, Any]:
     """All runs."""
     prompts = held_out_prompts()
-    ask: Ask = partial(ask_uellm, client)
-    await client.set_policy("fifo")
-    full = await serve(burst(0, CAPACITY_QUERIES, prompts), ask)
+    full = await serve(burst(0, CAPACITY_QUERIES, prompts), await servers.ask("fifo"))
     capacity = CAPACITY_QUERIES / full.seconds
     _say(f"capacity: {capacity:.3f} queries/s")
     results: dict[str, Any] = {"capacity_queries_per_s": capacity, "queries": options.queries, "loads": {}}
@@ -55,16 +74,14 @@ async def measure(client: AsyncClient, options: argparse.Namespace) -> dict[str,
         runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for number in range(options.rounds):
             arrivals = workload(100 + number, options.queries, load * capacity, prompts)
-            names = (
-                options.policies[number % len(options.policies) :] + options.policies[: number % len(options.policies)]
-            )
-            for name in names:
-                await client.set_policy(name)
-                figures = figures_of(await serve(arrivals, ask))
+            first = number % len(options.servers)
+            for name in options.servers[first:] + options.servers[:first]:
+                figures = figures_of(await serve(arrivals, await servers.ask(name)))
                 runs[name].append(figures)
                 _say(f"load {load} round {number} {name}: {_line(figures)}")
         results["loads"][str(load)] = {"runs": runs, "paired": _compare(runs)}
-        print(json.dumps(results), file=sys.stderr, flush=True) if options.verbose else None
+        if options.verbose:
+            _say(json.dumps(results))
     return results
 
 
@@ -97,25 +114,39 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@contextlib.asynccontextmanager
+async def _servers(endpoints: Endpoints, model: str, batcher: str) -> AsyncIterator[Servers]:
+    async with AsyncClient(endpoints, model=model, tenant="bench") as client, contextlib.AsyncExitStack() as stack:
+        peers: dict[str, Ask] = {}
+        if batcher:
+            peers[BATCHER] = partial(ask_batcher, await stack.enter_async_context(batcher_client(batcher)))
+        yield Servers(client, peers)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--policies", nargs="+", default=["uellm", "fifo", "edf", "s3", "slo-odbs"])
+    parser.add_argument("--servers", nargs="+", default=["uellm", "fifo", "edf", "s3", "slo-odbs", BATCHER])
     parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--verbose", action="store_true", help="print the figures so far after each load")
     options = parser.parse_args()
 
-    async def run(endpoints: Endpoints, model: str) -> dict[str, Any]:
-        async with AsyncClient(endpoints, model=model, tenant="bench") as client:
-            return await measure(client, options)
+    async def run(endpoints: Endpoints, model: str, batcher: str) -> dict[str, Any]:
+        async with _servers(endpoints, model, batcher) as servers:
+            return await measure(servers, options)
 
-    with tempfile.TemporaryDirectory() as folder:
-        stack = StackOptions(Path(folder), Ports.free(), default_spec(default_model()), policy="fifo")
-        with background_stack(stack, Quiet()) as info:
-            endpoints = Endpoints(*(info.parts[name].endpoint for name in ("profiler", "scheduler", "deployer")))
-            print(json.dumps(asyncio.run(run(endpoints, info.model)), indent=2))
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        spec = default_spec(default_model())
+        chosen = StackOptions(folder / "stack", Ports.free(), spec, policy="fifo")
+        info = stack.enter_context(background_stack(chosen, Quiet()))
+        batcher = ""
+        if BATCHER in options.servers:
+            batcher = stack.enter_context(triton_batcher(folder / "peer", default_model(), spec.max_batch_rows))
+        endpoints = Endpoints(*(info.parts[name].endpoint for name in ("profiler", "scheduler", "deployer")))
+        print(json.dumps(asyncio.run(run(endpoints, info.model, batcher)), indent=2))
 
 
 if __name__ == "__main__":
