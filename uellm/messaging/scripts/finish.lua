@@ -1,23 +1,54 @@
--- Writes each query's one outcome, ends its event stream, takes it off the queue, and keeps what it taught.
--- KEYS: owner epoch, queue, depth, observations, then record and events of each row
--- ARGV: epoch, group, time to live in ms, observations kept, then of each row:
---       entry id, attempts, state, outcome, last event or "", observation or ""
+-- Writes each query's one outcome, ends its event stream, takes it off the queue, and keeps what it taught and, if it
+-- failed, its dead letter.
+-- KEYS: owner epoch, queue, depth, observations, dead letters, then of each row:
+--       record, events, its tenant's queries, its tenant's outcomes
+-- ARGV: epoch, group, time to live in ms, observations kept, dead letters kept, their time to live in ms,
+--       outcomes kept, then of each row:
+--       query id, entry id, attempts, state, outcome, last event or "", observation or "", dead letter or ""
 -- Returns false if fenced, else per row "ok" | "finished" | "stale" | "gone"
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+local now = redis.call('TIME')
+local oldest_kept = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[3]
+
+-- Drops the outcomes that are too old or too many, a few at a time; with them go their queries.
+local function trim(queries, outcomes)
+  for _ = 1, 4 do
+    local oldest = redis.call('XRANGE', outcomes, '-', '+', 'COUNT', 1)[1]
+    if not oldest then return end
+    local young = tonumber(string.match(oldest[1], '^%d+')) >= oldest_kept
+    if young and redis.call('XLEN', outcomes) <= tonumber(ARGV[7]) then return end
+    redis.call('XDEL', queries, oldest[2][4])
+    redis.call('XDEL', outcomes, oldest[1])
+  end
+end
+
+-- While a query waits or runs, both stay; they expire together after the last outcome.
+local function expire(queries, outcomes)
+  local ended = redis.call('XLEN', queries) <= redis.call('XLEN', outcomes)
+  for _, key in ipairs({queries, outcomes}) do
+    if ended then redis.call('PEXPIRE', key, ARGV[3]) else redis.call('PERSIST', key) end
+  end
+end
+
 local answers = {}
-for row = 1, (#KEYS - 4) / 2 do
-  local record, events = KEYS[2 * row + 3], KEYS[2 * row + 4]
-  local at = 6 * row - 2
-  local entry, attempts, state, outcome, event, observation =
-    ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+for row = 1, (#KEYS - 5) / 4 do
+  local record, events, queries, outcomes = unpack(KEYS, 4 * row + 2, 4 * row + 5)
+  local id, entry, attempts, state, outcome, event, observation, letter = unpack(ARGV, 8 * row, 8 * row + 7)
   local known = redis.call('HMGET', record, 'attempts', 'outcome')
   if not known[1] then
     answers[row] = 'gone'
+    redis.call('XDEL', queries, entry)
+    expire(queries, outcomes)
   elseif known[2] then
     answers[row] = 'finished'
   elseif known[1] ~= attempts then
     answers[row] = 'stale'
   else
+    if letter ~= '' then
+      local payload = redis.call('HGET', record, 'payload') or ''
+      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[5], '*', 'd', letter, 'r', payload)
+      redis.call('PEXPIRE', KEYS[5], ARGV[6])
+    end
     redis.call('HSET', record, 'outcome', outcome, 'state', state)
     redis.call('HDEL', record, 'payload')
     if event ~= '' then redis.call('XADD', events, '*', 'e', event) end
@@ -28,6 +59,9 @@ for row = 1, (#KEYS - 4) / 2 do
       redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'o', observation)
     end
     redis.call('DECR', KEYS[3])
+    redis.call('XADD', outcomes, '*', 'q', id, 'a', entry)
+    trim(queries, outcomes)
+    expire(queries, outcomes)
     answers[row] = 'ok'
   end
   if answers[row] ~= 'stale' then
