@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,6 @@ class StoredEvent:
 class _Watcher:
     stream: str
     cursor: str
-    check: Callable[[str], Awaitable[None]]
     behind: bool = True
     buffer: deque[tuple[str, dict[bytes, bytes]]] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -84,15 +83,9 @@ class EventHub:
                     if stored.event.HasField("outcome"):
                         return
 
-    async def follow(
-        self, stream: str, cursor: str, check: Callable[[str], Awaitable[None]] | None = None
-    ) -> AsyncGenerator[Entries, None]:
-        """Yield the entries of a stream after the cursor, some at a time, waiting for new ones; does not end by itself.
-
-        `check` is called with the cursor after which the stream was read from Redis, at the beginning and whenever the
-        consumer had fallen behind; it may raise.
-        """
-        watcher = _Watcher(stream, cursor, check or _nothing)
+    async def follow(self, stream: str, cursor: str) -> AsyncGenerator[Entries, None]:
+        """Yield the entries of a stream after the cursor, some at a time, waiting for new ones; does not end."""
+        watcher = _Watcher(stream, cursor)
         await self._join(watcher)
         try:
             while True:
@@ -107,7 +100,6 @@ class EventHub:
                 watcher.behind = False
                 watcher.buffer.clear()
                 entries = await self._read_after(watcher.stream, watcher.cursor)
-                await watcher.check(watcher.cursor)
                 watcher.behind = watcher.behind or len(entries) == PAGE
             else:
                 watcher.news.clear()
@@ -183,10 +175,6 @@ class EventHub:
             elif not watcher.behind:
                 watcher.buffer.extend(decoded)
             watcher.news.set()
-
-
-async def _nothing(cursor: str) -> None:
-    """Streams that are never trimmed need no check."""
 
 
 def entry_number(entry_id: str) -> tuple[int, int]:

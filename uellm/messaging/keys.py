@@ -113,7 +113,7 @@ class ModelKeys:
         return f"uellm:{{{self.model}}}:t:{tenant}:queries"
 
     def outcomes(self, tenant: str) -> str:
-        """Stream, by end: field `q` the id of a query, `a` that of its acceptance in `queries`; bounded."""
+        """Stream, by end, bounded: `q` the id of a query, `a` its entry in `queries`, `p` the outcome before or ""."""
         return f"uellm:{{{self.model}}}:t:{tenant}:outcomes"
 
     def query(self, tenant: str, query: str) -> QueryKeys:

@@ -55,12 +55,14 @@ class TenantQueries:
         Raises:
             OutcomesLostError: some are not kept any more.
         """
-        async with aclosing(hub.follow(self._outcomes, cursor, self._check)) as pages:
+        await self._check(cursor)
+        async with aclosing(hub.follow(self._outcomes, cursor)) as pages:
             async for page in pages:
                 records = await self.store.read_many([self._name(fields) for _, fields in page])
-                for (entry_id, _), record in zip(page, records, strict=True):
-                    if record is None or record.outcome is None:
+                for (entry_id, fields), record in zip(page, records, strict=True):
+                    if record is None or record.outcome is None or not _follows(fields, cursor):
                         raise OutcomesLostError
+                    cursor = entry_id
                     event = QueryEvent(
                         schema_version=SCHEMA_VERSION,
                         time=timestamp(entry_time_ms(entry_id)),
@@ -69,17 +71,17 @@ class TenantQueries:
                     yield record.name, StoredEvent(entry_id, event)
 
     async def _check(self, cursor: str) -> None:
-        """Whether all that came after a cursor is still there."""
+        """Whether a stream that is gone, having expired, may have held anything after a cursor."""
         async with self.redis.pipeline(transaction=True) as pipeline:
             pipeline.time()
-            pipeline.xlen(self._outcomes)
             pipeline.xrange(self._outcomes, count=1)
-            (seconds, _), count, oldest = await pipeline.execute()
-        if oldest and entry_number(oldest[0][0].decode()) <= entry_number(cursor):
-            return  # only the oldest are ever dropped
-        age_ms = seconds * 1000 - entry_time_ms(cursor)
-        if age_ms > self.store.retention_ms or count >= self.store.outcomes_kept:
-            raise OutcomesLostError
+            (seconds, _), oldest = await pipeline.execute()
+        if seconds * 1000 - entry_time_ms(cursor) <= self.store.retention_ms:
+            return
+        for entry_id, fields in oldest:
+            if not _after(entry_id, cursor) or (fields[b"p"] and _follows(fields, cursor)):
+                return
+        raise OutcomesLostError
 
     @property
     def _outcomes(self) -> str:
@@ -87,3 +89,12 @@ class TenantQueries:
 
     def _name(self, fields: dict[bytes, bytes]) -> str:
         return f"tenants/{self.tenant}/models/{self.model}/queries/{fields[b'q'].decode()}"
+
+
+def _follows(fields: dict[bytes, bytes], cursor: str) -> bool:
+    """Whether nothing lies between a cursor and the entry with these fields."""
+    return not fields[b"p"] or not _after(fields[b"p"], cursor)
+
+
+def _after(entry_id: bytes, cursor: str) -> bool:
+    return entry_number(entry_id.decode()) > entry_number(cursor)

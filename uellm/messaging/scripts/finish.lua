@@ -59,7 +59,8 @@ for row = 1, (#KEYS - 5) / 4 do
       redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'o', observation)
     end
     redis.call('DECR', KEYS[3])
-    redis.call('XADD', outcomes, '*', 'q', id, 'a', entry)
+    local last = redis.call('XREVRANGE', outcomes, '+', '-', 'COUNT', 1)[1]
+    redis.call('XADD', outcomes, '*', 'q', id, 'a', entry, 'p', last and last[1] or '')
     trim(queries, outcomes)
     expire(queries, outcomes)
     answers[row] = 'ok'
