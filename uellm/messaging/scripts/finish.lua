@@ -10,9 +10,20 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
 local now = redis.call('TIME')
 local oldest_kept = now[1] * 1000 + math.floor(now[2] / 1000) - ARGV[3]
 
--- Drops the outcomes that are too old or too many, a few at a time; with them go their queries.
-local function trim(queries, outcomes)
-  for _ = 1, 4 do
+-- By key of a tenant's outcomes: the key of its queries, the id of its last outcome or "", how many were added.
+local tenants = {}
+
+local function tenant(queries, outcomes)
+  if not tenants[outcomes] then
+    local last = redis.call('XREVRANGE', outcomes, '+', '-', 'COUNT', 1)[1]
+    tenants[outcomes] = {queries = queries, last = last and last[1] or '', added = 0}
+  end
+  return tenants[outcomes]
+end
+
+-- Drops the outcomes that are too old or too many, some at a time; with them go their queries.
+local function trim(queries, outcomes, added)
+  for _ = 1, 4 * added do
     local oldest = redis.call('XRANGE', outcomes, '-', '+', 'COUNT', 1)[1]
     if not oldest then return end
     local young = tonumber(string.match(oldest[1], '^%d+')) >= oldest_kept
@@ -38,7 +49,7 @@ for row = 1, (#KEYS - 5) / 4 do
   if not known[1] then
     answers[row] = 'gone'
     redis.call('XDEL', queries, entry)
-    expire(queries, outcomes)
+    tenant(queries, outcomes)
   elseif known[2] then
     answers[row] = 'finished'
   elseif known[1] ~= attempts then
@@ -59,15 +70,18 @@ for row = 1, (#KEYS - 5) / 4 do
       redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'o', observation)
     end
     redis.call('DECR', KEYS[3])
-    local last = redis.call('XREVRANGE', outcomes, '+', '-', 'COUNT', 1)[1]
-    redis.call('XADD', outcomes, '*', 'q', id, 'a', entry, 'p', last and last[1] or '')
-    trim(queries, outcomes)
-    expire(queries, outcomes)
+    local theirs = tenant(queries, outcomes)
+    theirs.last = redis.call('XADD', outcomes, '*', 'q', id, 'a', entry, 'p', theirs.last)
+    theirs.added = theirs.added + 1
     answers[row] = 'ok'
   end
   if answers[row] ~= 'stale' then
     redis.call('XACK', KEYS[2], ARGV[2], entry)
     redis.call('XDEL', KEYS[2], entry)
   end
+end
+for outcomes, theirs in pairs(tenants) do
+  trim(theirs.queries, outcomes, theirs.added)
+  expire(theirs.queries, outcomes)
 end
 return answers

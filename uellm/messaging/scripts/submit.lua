@@ -16,6 +16,5 @@ redis.call('HSET', KEYS[1], 'body_hash', ARGV[1], 'payload', ARGV[2], 'profile',
 redis.call('XADD', KEYS[4], '*', 'e', ARGV[5])
 -- Those that wait or run and those in the outcomes fit; the bound is for what a lost record left behind.
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6] + ARGV[9], id, 'q', ARGV[8])
-redis.call('PERSIST', KEYS[5])
-redis.call('PERSIST', KEYS[6])
+if redis.call('PERSIST', KEYS[5]) == 1 then redis.call('PERSIST', KEYS[6]) end
 return {'created', id, redis.call('INCR', KEYS[3])}
