@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -270,6 +271,37 @@ async def test_the_client_for_threads_has_the_same(client: AsyncClient, bench: B
             assert threads.replay(poison.name) == name_of("bad-replay")
 
     await asyncio.to_thread(use)
+
+
+async def test_the_command_line_shows_them(
+    client: AsyncClient,
+    bench: Bench,
+    process: SchedulerProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+):
+    from uellm.cli import queries
+
+    for service in ("PROFILER", "SCHEDULER", "DEPLOYER"):
+        monkeypatch.setenv(f"UELLM_{service}", f"127.0.0.1:{process.port}")
+    poison = make_submission("bad", tokens=10, prompt=[1, 100_000])
+    await bench.submit(poison)
+    await until(lambda: bench.all_finished([poison.name]))
+
+    async def said(command: Callable[[], None]) -> str:
+        await asyncio.to_thread(command)
+        return capsys.readouterr().out
+
+    shown = await said(lambda: queries.show_letters(tmp_path, MODEL, as_json=False))
+    assert poison.name in shown
+    assert "ENGINE_ERROR" in shown
+    [letter] = json.loads(await said(lambda: queries.show_letters(tmp_path, MODEL, as_json=True)))["dead_letters"]
+    assert letter["record"]["prompt_token_ids"]["ids"] == [1, 100_000]
+    assert "failed" in await said(lambda: queries.show(tmp_path, MODEL, TENANT, as_json=False))
+    [listed] = json.loads(await said(lambda: queries.show(tmp_path, MODEL, TENANT, as_json=True)))["queries"]
+    assert listed["outcome"]["state"] == "QUERY_STATE_FAILED"
+    assert name_of("bad-replay") in await said(lambda: queries.replay(tmp_path, poison.name))
 
 
 async def test_wrong_requests_name_the_field(process: SchedulerProcess, bench: Bench):
