@@ -19,10 +19,11 @@ from uellm.messaging.keys import ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.memory import MemoryQueue
 from uellm.messaging.queries import DispatchRow, EventRow, FencedError, FinishRow, QueryStore
-from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
-from uellm.v1.stream_pb2 import Batched, QueryEvent, TokenDelta
+from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, QUERY_STATE_FAILED, Failure, Outcome
+from uellm.v1.stream_pb2 import Batched, DeadLetter, QueryEvent, QueryRecord, TokenDelta
 
 KEYS = ModelKeys(MODEL)
+TENANTS = ("t", "u")
 
 
 @pytest.fixture
@@ -74,10 +75,10 @@ class Both:
         self.epochs.append((lease.epoch, self.model.acquire()))
 
     async def submit(self) -> None:
-        made = submission(f"q{self.choice.randrange(6)}")
+        made = submission(f"q{self.choice.randrange(6)}", tenant=self.choice.choice(TENANTS))
         if self.choice.random() < 0.2:
             made = type(made)(made.name, "another body", made.record, made.entry)
-        real, expected = await self.store.submit(made, 4), self.model.submit(made, 4)
+        real, expected = await self.store.submit(made, 6), self.model.submit(made, 6)
         assert type(real) is type(expected)
         if hasattr(real, "created"):
             assert (real.created, real.depth) == (expected.created, expected.depth)
@@ -103,15 +104,25 @@ class Both:
         await self._same(real, lambda epoch: self.model.append(epoch, rows))
 
     async def finish(self) -> None:
-        outcome = Outcome(state=QUERY_STATE_COMPLETED, text="done")
+        failed = self.choice.random() < 0.3
+        outcome = Outcome(state=QUERY_STATE_FAILED if failed else QUERY_STATE_COMPLETED, text="done")
         last = QueryEvent(token_delta=TokenDelta(text="end")) if self.choice.random() < 0.5 else None
         chosen = [(name, self.choice.randrange(3)) for name in self._some()]
-        real = [
-            FinishRow(name, self.ids.get(name, ("0-1", ""))[0], attempts, outcome, last) for name, attempts in chosen
-        ]
-        model = [
-            FinishRow(name, self.ids.get(name, ("", "0-1"))[1], attempts, outcome, last) for name, attempts in chosen
-        ]
+
+        def rows(side: int) -> list[FinishRow]:
+            return [
+                FinishRow(
+                    name,
+                    self.ids.get(name, ("0-1", "0-1"))[side],
+                    attempts,
+                    outcome,
+                    last,
+                    dead_letter=DeadLetter(name=name, failure=Failure(reason="R")) if failed else None,
+                )
+                for name, attempts in chosen
+            ]
+
+        real, model = rows(0), rows(1)
         await self._same(
             lambda epoch: self.store.finish(MODEL, epoch, real), lambda epoch: self.model.finish(epoch, model)
         )
@@ -133,10 +144,28 @@ class Both:
                 record.cancel,
             )
             assert await self.redis.xlen(query_keys(name).events) == len(record.events)
+        letters = []
+        for _, fields in await self.redis.xrange(KEYS.dead_letters):
+            letter = DeadLetter.FromString(fields[b"d"])
+            letter.record.CopyFrom(QueryRecord.FromString(fields[b"r"]))
+            letters.append(letter)
+        assert letters == self.model.dead_letters
+        assert (await self.redis.pttl(KEYS.dead_letters) > 0) == bool(letters)
+        for tenant in TENANTS:
+            accepted, ended = self.model.accepted.get(tenant, []), self.model.ended.get(tenant, [])
+            assert await self._names(tenant, KEYS.queries(tenant)) == accepted
+            assert await self._names(tenant, KEYS.outcomes(tenant)) == ended
+            for key in (KEYS.queries(tenant), KEYS.outcomes(tenant)):
+                expires = await self.redis.pttl(key) > 0
+                assert expires == (len(accepted) == len(ended)) or not await self.redis.exists(key)
+
+    async def _names(self, tenant: str, key: str) -> list[str]:
+        entries = await self.redis.xrange(key)
+        return [submission(fields[b"q"].decode(), tenant=tenant).name for _, fields in entries]
 
     def _some(self) -> list[str]:
-        names = [submission(f"q{number}").name for number in range(7)]
-        return self.choice.sample(names, self.choice.randint(1, 3))
+        names = [submission(f"q{number}", tenant=tenant).name for number in range(7) for tenant in TENANTS]
+        return self.choice.sample(names, self.choice.randint(1, 5))
 
     async def _same(self, real, model) -> None:
         real_epoch, model_epoch = self.choice.choice(self.epochs[-2:])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from uellm_scheduler.app import effects as do
 from uellm_scheduler.app import events as on
 from uellm_scheduler.app.core import CoreLimits, SchedulerCore
-from uellm_scheduler.app.recovery import progress_of
+from uellm_scheduler.app.recovery import attempts_of, progress_of
 from uellm_scheduler.policies import POLICIES
 
 from uellm.messaging.memory import MemoryQueue
@@ -47,8 +47,10 @@ def deployment(name: str = "deployments/a", *, resumable: bool = True, rows: int
     )
 
 
-def submission(identifier: str, *, slo_seconds: float = 0, p50: float = 20, limit: int = 64) -> Submission:
-    name = f"tenants/t/models/{MODEL}/queries/{identifier}"
+def submission(
+    identifier: str, *, slo_seconds: float = 0, p50: float = 20, limit: int = 64, tenant: str = "t"
+) -> Submission:
+    name = f"tenants/{tenant}/models/{MODEL}/queries/{identifier}"
     length = LengthDistribution(p50_tokens=p50, p90_tokens=2 * p50, p99_tokens=3 * p50, limit_tokens=limit)
     entry = ProfiledQuery(name=name, profile=ResourceProfile(prompt_tokens=8, output_length=length))
     if slo_seconds:
@@ -110,6 +112,15 @@ class Engine:
                 del running.left[name]
         if news:
             self._tell(running, *news)
+        self._end_if_empty(batch_id)
+
+    def poison(self, batch_id: str, choice: random.Random) -> None:
+        """One row fails for good, the others run on."""
+        running = self.batches[batch_id]
+        if running.left:
+            name = choice.choice(list(running.left))
+            del running.left[name]
+            self._tell(running, on.RowNews(name, 0, (), "", "error", "can't be served"))
         self._end_if_empty(batch_id)
 
     def die(self) -> None:
@@ -193,6 +204,10 @@ class World:
     def engine_dies(self) -> None:
         self.engine.die()
 
+    def poison(self) -> None:
+        if self.engine.batches:
+            self.engine.poison(self.choice.choice(list(self.engine.batches)), self.choice)
+
     def engine_lets_go(self) -> None:
         """The engine ends rows that nobody asked it to end."""
         if self.engine.batches:
@@ -234,7 +249,8 @@ class World:
                 continue
             record = self.queue.records[name]
             progress = progress_of(record.events)
-            taken = on.TakenQuery(name, entry_id, record.entry, record.attempts, progress, record.cancel)
+            attempts = attempts_of(record.events)
+            taken = on.TakenQuery(name, entry_id, record.entry, record.attempts, progress, record.cancel, attempts)
             replica.inbox.append(on.QueriesTaken((taken,)))
 
     def _step(self, replica: Replica, event: on.Event) -> None:
@@ -287,9 +303,22 @@ class World:
         raise AssertionError(f"not settled: {self.queue.entries}")
 
     def check(self) -> None:
-        """Every query one outcome, none lost, none twice; concatenated deltas equal the outcome's text."""
-        from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED
+        """Every query one outcome, none lost, none twice; concatenated deltas equal the outcome's text.
 
+        Every query that failed has one dead letter with all its attempts and its payload, no other query has any.
+        """
+        from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, QUERY_STATE_FAILED
+
+        letters = {letter.name: letter for letter in self.queue.dead_letters}
+        assert len(letters) == len(self.queue.dead_letters), "a query has two dead letters"
+        failed = {name for name, record in self.queue.records.items() if record.state == QUERY_STATE_FAILED}
+        assert set(letters) == failed
+        for name, letter in letters.items():
+            outcome = self.queue.records[name].outcome
+            assert [attempt.attempt for attempt in letter.attempts] == list(range(1, outcome.dispatch_count + 1))
+            assert all(attempt.failure.reason and attempt.batch_id for attempt in letter.attempts)
+            assert letter.failure == outcome.failure
+            assert (letter.record, letter.entry) == (self.submitted[name].record, self.submitted[name].entry)
         assert self.queue.depth == 0
         assert not self.queue.entries
         for name in self.submitted:

@@ -32,7 +32,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 @pytest.mark.parametrize(
     "arguments",
-    [["generate", "hi"], ["profile", "hi"], ["status"], ["cancel", "tenants/t/models/m/queries/q"], ["down"]],
+    [
+        ["generate", "hi"],
+        ["profile", "hi"],
+        ["status"],
+        ["cancel", "tenants/t/models/m/queries/q"],
+        ["queries"],
+        ["queries", "--watch"],
+        ["dead-letters", "list"],
+        ["dead-letters", "replay", "tenants/t/models/m/queries/q"],
+        ["down"],
+    ],
 )
 def test_without_a_stack_one_line_says_how_to_start_it(run: Run, arguments: Sequence[str]) -> None:
     status, said = run(*arguments)

@@ -19,6 +19,7 @@ from uellm.client import (
     Answered,
     AsyncClient,
     Client,
+    Ended,
     Endpoints,
     Event,
     Outcome,
@@ -34,6 +35,7 @@ from uellm.local.process import free_port
 from uellm.rpc.errors import (
     InvalidArgumentError,
     NotFoundError,
+    OutOfRangeError,
     ResourceExhaustedError,
     UellmError,
     UnavailableError,
@@ -79,6 +81,9 @@ class Server(SchedulerServiceServicer, ProfilerServiceServicer):
     stored: set[str] = field(default_factory=set)
 
     def Watch(self, request: Any, context: Any) -> Iterator[scheduler_pb2.WatchResponse]:
+        if request.parent:
+            yield from self._watch_tenant(request, context)
+            return
         target = request.targets[0]
         if target.name != NAME:
             context.abort(grpc.StatusCode.NOT_FOUND, "there is no such query")
@@ -91,6 +96,36 @@ class Server(SchedulerServiceServicer, ProfilerServiceServicer):
             loss = self.losses[len(self.cursors) % len(self.losses)]
             if loss is not None:
                 context.abort(loss, "gone")
+
+    def _watch_tenant(self, request: Any, context: Any) -> Iterator[scheduler_pb2.WatchResponse]:
+        """Ends of `q1` to `q9`; `from now on` is from the beginning."""
+        if request.cursor == "old":
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, "kept for an hour")
+        self.cursors.append(request.cursor)
+        begin = int(request.cursor or 0)
+        yield scheduler_pb2.WatchResponse(name=request.parent, cursor=str(begin))
+        for number in range(begin + 1, min(begin + self.per_connection, 9) + 1):
+            event = stream_pb2.QueryEvent(outcome=Outcome(text=str(number)))
+            yield scheduler_pb2.WatchResponse(name=f"q{number}", cursor=str(number), event=event)
+        loss = self.losses[len(self.cursors) % len(self.losses)]
+        if loss is not None:
+            context.abort(loss, "gone")
+
+    def ListQueries(self, request: Any, context: Any) -> scheduler_pb2.ListQueriesResponse:
+        begin = int(request.page_token or 0)
+        names = [f"{request.parent}/queries/{number}" for number in range(begin, begin + 2)]
+        queries = [scheduler_pb2.QueryStatus(name=name) for name in names]
+        return scheduler_pb2.ListQueriesResponse(queries=queries, next_page_token=str(begin + 2) if begin < 4 else "")
+
+    def ListDeadLetters(self, request: Any, context: Any) -> scheduler_pb2.ListDeadLettersResponse:
+        begin = int(request.page_token or 0)
+        letters = [stream_pb2.DeadLetter(name=f"{request.model}/{begin}")] if begin != 1 else []
+        return scheduler_pb2.ListDeadLettersResponse(
+            dead_letters=letters, next_page_token=str(begin + 1) if begin < 2 else ""
+        )
+
+    def ReplayDeadLetter(self, request: Any, context: Any) -> scheduler_pb2.ReplayDeadLetterResponse:
+        return scheduler_pb2.ReplayDeadLetterResponse(name=f"{request.name}-replay")
 
     def GetQuery(self, request: Any, context: Any) -> scheduler_pb2.GetQueryResponse:
         status = scheduler_pb2.QueryStatus(name=request.name, state=query_pb2.QUERY_STATE_RUNNING)
@@ -299,6 +334,38 @@ def test_many_give_up_after_a_while(endpoints: Endpoints, server: Server) -> Non
     with Client(endpoints, submit_seconds=0.3) as client, pytest.raises(UnavailableError):
         list(client.submit_many(many(5)))
     assert len(server.streamed) > 1
+
+
+def check_outcomes(ended: list[Ended], server: Server) -> None:
+    assert [(one.name, one.outcome.text, one.cursor) for one in ended] == [
+        (f"q{n}", str(n), str(n)) for n in range(1, 8)
+    ]
+    assert server.cursors == ["", "3", "6"]
+
+
+def test_a_tenant_s_outcomes_go_on_where_they_were(client: Client, server: Server) -> None:
+    server.per_connection, server.losses = 3, LOST
+    outcomes = client.outcomes()
+    check_outcomes([next(outcomes) for _ in range(7)], server)
+    with pytest.raises(OutOfRangeError, match="an hour"):
+        next(client.outcomes(cursor="old"))
+
+
+async def test_a_tenant_s_async_outcomes_go_on_where_they_were(async_client: AsyncClient, server: Server) -> None:
+    server.per_connection, server.losses = 3, LOST
+    outcomes = async_client.outcomes()
+    check_outcomes([await anext(outcomes) for _ in range(7)], server)
+    with pytest.raises(OutOfRangeError, match="an hour"):
+        await anext(async_client.outcomes(cursor="old"))
+
+
+async def test_lists_are_read_page_by_page(client: Client, async_client: AsyncClient) -> None:
+    queries = [f"tenants/acme/models/m/queries/{number}" for number in range(6)]
+    assert [status.name for status in client.queries(model="m", tenant="acme")] == queries
+    assert [status.name async for status in async_client.queries(model="m", tenant="acme")] == queries
+    assert [letter.name for letter in client.dead_letters("m")] == ["m/0", "m/2"]
+    assert [letter.name async for letter in async_client.dead_letters("m")] == ["m/0", "m/2"]
+    assert client.replay(NAME) == await async_client.replay(NAME) == f"{NAME}-replay"
 
 
 def test_generate_returns_the_outcome(client: Client, server: Server) -> None:

@@ -54,6 +54,7 @@ EXAMPLES: list[UellmError] = [
     errors.ResourceExhaustedError("gpu0", "1 byte short", reason="NO_GPU_MEMORY"),
     errors.UnauthenticatedError("who are you?"),
     errors.PermissionDeniedError("no"),
+    errors.OutOfRangeError("not kept any more", reason="CURSOR_TOO_OLD"),
     errors.DeadlineExceededError("late"),
     errors.UnimplementedError("later"),
     *map(RefusedError, REFUSALS),

@@ -9,7 +9,15 @@ from uellm_scheduler.app import events as on
 from tests.support.world import World
 from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_COMPLETED, QUERY_STATE_FAILED
 
-MISHAPS = {"crash": 0.3, "hand_over": 0.3, "take_over": 0.3, "engine_dies": 0.3, "engine_lets_go": 0.3, "cancel": 0.5}
+MISHAPS = {
+    "crash": 0.3,
+    "hand_over": 0.3,
+    "take_over": 0.3,
+    "engine_dies": 0.3,
+    "engine_lets_go": 0.3,
+    "poison": 0.2,
+    "cancel": 0.5,
+}
 NORMAL = {"submit": 2.0, "take": 2.0, "write": 6.0, "hear": 6.0, "produce": 5.0, "tick": 1.0}
 
 
@@ -62,3 +70,15 @@ def test_news_of_an_unknown_row_does_not_hide_the_others():
     [append] = effects
     assert isinstance(append, do.AppendEvents)
     assert [(row.name, row.event.token_delta.text) for row in append.rows] == [(name, "<7>")]
+
+
+def test_the_search_reaches_every_kind_of_failure():
+    reasons, attempts = set(), set()
+    for seed in range(60):
+        world = World(seed, max_attempts=2)
+        live(world, steps=200)
+        for letter in world.queue.dead_letters:
+            reasons.add(letter.failure.reason)
+            attempts |= {attempt.failure.reason for attempt in letter.attempts}
+    assert reasons == {"ENGINE_ERROR", "RETRIES_EXHAUSTED"}
+    assert attempts >= {"ENGINE_ERROR", "ENGINE_LOST", "SCHEDULER_LOST"}

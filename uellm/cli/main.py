@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from uellm.cli.options import Json, Model, State
+from uellm.cli.letters import letters
+from uellm.cli.options import Json, Model, State, Tenant
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
 from uellm.local.ports import DEFAULT_BASE, MAX_BASE
@@ -25,6 +26,7 @@ app = typer.Typer(
 cache = typer.Typer(help="The cache of converted models.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 app.add_typer(predictor, name="predictor")
+app.add_typer(letters, name="dead-letters")
 
 MAX_TOKENS = 2**31 - 1
 
@@ -149,6 +151,21 @@ def cancel(
     from uellm.cli import ask
 
     ask.cancel(state, name)
+
+
+@app.command()
+def queries(
+    watch: Annotated[bool, typer.Option("--watch", help="Show outcomes as they come, until Ctrl-C.")] = False,
+    model: Model = "",
+    tenant: Tenant = "",
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """List a tenant's queries, oldest first: those that wait or run, and those that ended lately."""
+    from uellm.cli.queries import show, watch_outcomes
+
+    command = watch_outcomes if watch else show
+    command(state, model, tenant, as_json=as_json)
 
 
 @app.command("policy")

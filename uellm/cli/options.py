@@ -11,4 +11,5 @@ State = Annotated[
     Path, typer.Option("--state", help="Folder of the stack: data, repository, logs.", envvar="UELLM_STATE")
 ]
 Model = Annotated[str, typer.Option("--model", help="Logical model; default: the stack's.")]
+Tenant = Annotated[str, typer.Option("--tenant", help="Tenant; default: local.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]

@@ -9,12 +9,12 @@
 
 from uellm.client.aio import AsyncClient
 from uellm.client.endpoints import DEFAULT_MODEL, Endpoints
-from uellm.client.following import Event, Transcript
+from uellm.client.following import Ended, Event, Transcript
 from uellm.client.requests import Prompt, QueryOptions, Submitted
 from uellm.client.submitting import Answered
 from uellm.client.sync import Client
 from uellm.v1.query_pb2 import Outcome, ResourceProfile
-from uellm.v1.stream_pb2 import Admitted, Batched, Preempted, Restarted, TokenDelta
+from uellm.v1.stream_pb2 import Admitted, Batched, DeadLetter, Preempted, Restarted, TokenDelta
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -23,6 +23,8 @@ __all__ = [
     "AsyncClient",
     "Batched",
     "Client",
+    "DeadLetter",
+    "Ended",
     "Endpoints",
     "Event",
     "Outcome",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 from uellm.rpc.errors import UellmError, UnavailableError
@@ -70,6 +71,40 @@ class Following:
     def pause_after(self, error: UellmError | None) -> float:
         """Seconds until the next attempt after a stream that ended too early, None: without an error."""
         return self._patience.pause_after(error or UnavailableError("the events ended without an outcome"))
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A query that ended."""
+
+    name: str
+    outcome: Outcome
+    cursor: str
+    """Watching again with it goes on after this query."""
+
+
+class FollowingTenant:
+    """Where a stream of outcomes stands."""
+
+    def __init__(self, parent: str, cursor: str, patience: Patience) -> None:
+        self._request = WatchRequest(parent=parent, cursor=cursor)
+        self._patience = patience
+
+    def request(self) -> WatchRequest:
+        """Asks for what has not come yet."""
+        return self._request
+
+    def take(self, response: WatchResponse) -> Ended | None:
+        """The end that a response tells of, if it does; from now on the stream goes on after it."""
+        self._request.cursor = response.cursor
+        self._patience.renew()
+        if response.event.WhichOneof("event") != "outcome":
+            return None
+        return Ended(response.name, response.event.outcome, response.cursor)
+
+    def pause_after(self, error: UellmError | None) -> float:
+        """Seconds until the next attempt after a stream that ended, None: without an error."""
+        return self._patience.pause_after(error or UnavailableError("the outcomes ended"))
 
 
 class Transcript:

@@ -122,6 +122,11 @@ def name_of(query: str | Submitted) -> str:
     return query if isinstance(query, str) else query.name
 
 
+def parent_of(model: str, tenant: str, defaults: Defaults) -> str:
+    """Resource name of a model as a tenant sees it; what is empty takes the defaults."""
+    return f"tenants/{tenant or defaults.tenant}/models/{model or defaults.model}"
+
+
 def _parent(options: QueryOptions, defaults: Defaults) -> str:
     return f"tenants/{options.get('tenant', defaults.tenant)}/models/{options.get('model', defaults.model)}"
 

@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 import grpc
 
 from uellm.client.endpoints import DEFAULT_MODEL, DEFAULT_TENANT, Endpoints, client_channel_options
-from uellm.client.following import Event, Following, Patience
+from uellm.client.following import Ended, Event, Following, FollowingTenant, Patience
 from uellm.client.requests import (
     INSTALL_SECONDS,
     Defaults,
@@ -19,6 +19,7 @@ from uellm.client.requests import (
     QueryOptions,
     Submitted,
     name_of,
+    parent_of,
     profile_request,
     submit_request,
     submitted,
@@ -44,14 +45,21 @@ from uellm.v1.scheduler_pb2 import (
     GetQueryRequest,
     GetQueueRequest,
     GetQueueResponse,
+    ListDeadLettersRequest,
+    ListDeadLettersResponse,
     ListPoliciesRequest,
     ListPoliciesResponse,
+    ListQueriesRequest,
+    ListQueriesResponse,
     PolicyDescription,
     QueryStatus,
+    ReplayDeadLetterRequest,
+    ReplayDeadLetterResponse,
     SetPolicyRequest,
     SetPolicyResponse,
 )
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
+from uellm.v1.stream_pb2 import DeadLetter
 
 
 class Client:
@@ -201,6 +209,58 @@ class Client:
         """Ask for the end of a query; returns where it stood. Its outcome follows, unless it has one already."""
         state: QueryState = self._call(self._scheduler.CancelQuery, CancelQueryRequest(name=name_of(query))).state
         return state
+
+    def queries(self, *, model: str = "", tenant: str = "") -> Iterator[QueryStatus]:
+        """A tenant's queries of one model, oldest first: those that wait or run, and those that ended lately."""
+        request = ListQueriesRequest(parent=parent_of(model, tenant, self._defaults))
+        while True:
+            page: ListQueriesResponse = self._call(self._scheduler.ListQueries, request)
+            yield from page.queries
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def outcomes(self, *, model: str = "", tenant: str = "", cursor: str = "") -> Iterator[Ended]:
+        """The outcomes of all queries of a tenant and model that end from now on, or after a cursor; does not end.
+
+        Goes on where it was after a lost connection. Raises OutOfRangeError if outcomes after the cursor are not kept
+        any more, UnavailableError if the scheduler cannot be reached again.
+        """
+        parent = parent_of(model, tenant, self._defaults)
+        following = FollowingTenant(parent, cursor, Patience(self._reconnect_seconds))
+        while True:
+            call = self._scheduler.Watch(following.request())
+            lost: UellmError | None = None
+            try:
+                for response in call:
+                    ended = following.take(response)
+                    if ended is not None:
+                        yield ended
+            except grpc.RpcError as error:
+                lost = from_rpc_error(error)
+            finally:
+                call.cancel()
+            time.sleep(following.pause_after(lost))
+
+    def dead_letters(self, model: str = "") -> Iterator[DeadLetter]:
+        """The queries of a model, default: the client's, that failed for good, oldest first. They hold prompts."""
+        request = ListDeadLettersRequest(model=model or self._defaults.model)
+        while True:
+            page: ListDeadLettersResponse = self._call(self._scheduler.ListDeadLetters, request)
+            yield from page.dead_letters
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def replay(self, query: str | Submitted) -> str:
+        """Submit a query that failed for good again; returns the name of the new one. May be repeated.
+
+        Raises NotFoundError if it has no dead letter (any more), RefusedError if the queue is full or the model not
+        served.
+        """
+        request = ReplayDeadLetterRequest(name=name_of(query))
+        response: ReplayDeadLetterResponse = self._call(self._scheduler.ReplayDeadLetter, request)
+        return response.name
 
     def queue(self, model: str = "") -> GetQueueResponse:
         """What waits and runs for a model; default: the client's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ from uellm.v1.stream_pb2 import QueryEvent
 
 BEGINNING = "0-0"
 PAGE = 256
+
+Entries = list[tuple[str, dict[bytes, bytes]]]
+"""Ids and fields of stream entries."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,21 +73,27 @@ class EventHub:
 
         Ends without an outcome if the query's record has expired meanwhile.
         """
-        watcher = _Watcher(query_keys(name).events, cursor or BEGINNING)
-        await self._join(watcher)
-        try:
-            while True:
-                for entry_id, fields in await self._next(watcher):
+        async with contextlib.aclosing(self.follow(query_keys(name).events, cursor or BEGINNING)) as pages:
+            async for page in pages:
+                for entry_id, fields in page:
                     stored = await self._decode(name, entry_id, fields)
                     if stored is None:
                         return
                     yield stored
                     if stored.event.HasField("outcome"):
                         return
+
+    async def follow(self, stream: str, cursor: str) -> AsyncGenerator[Entries, None]:
+        """Yield the entries of a stream after the cursor, some at a time, waiting for new ones; does not end."""
+        watcher = _Watcher(stream, cursor)
+        await self._join(watcher)
+        try:
+            while True:
+                yield await self._next(watcher)
         finally:
             self._leave(watcher)
 
-    async def _next(self, watcher: _Watcher) -> list[tuple[str, dict[bytes, bytes]]]:
+    async def _next(self, watcher: _Watcher) -> Entries:
         """The next entries of a watcher, at least one."""
         while True:
             if watcher.behind:
@@ -98,12 +107,12 @@ class EventHub:
                     await watcher.news.wait()
                 entries = list(watcher.buffer)
                 watcher.buffer.clear()
-            fresh = [entry for entry in entries if _number(entry[0]) > _number(watcher.cursor)]
+            fresh = [entry for entry in entries if entry_number(entry[0]) > entry_number(watcher.cursor)]
             if fresh:
                 watcher.cursor = fresh[-1][0]
                 return fresh
 
-    async def _read_after(self, stream: str, cursor: str) -> list[tuple[str, dict[bytes, bytes]]]:
+    async def _read_after(self, stream: str, cursor: str) -> Entries:
         entries = await self._redis.xrange(stream, min=f"({cursor}", count=PAGE)
         return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
@@ -168,6 +177,7 @@ class EventHub:
             watcher.news.set()
 
 
-def _number(entry_id: str) -> tuple[int, int]:
+def entry_number(entry_id: str) -> tuple[int, int]:
+    """The id of an entry as numbers, in the stream's order."""
     milliseconds, _, sequence = entry_id.partition("-")
     return int(milliseconds), int(sequence or 0)

@@ -105,8 +105,16 @@ class ModelKeys:
 
     @property
     def dead_letters(self) -> str:
-        """Stream of `DeadLetter`, bounded."""
+        """Stream: field `d` a `DeadLetter`, `r` its `QueryRecord`; bounded."""
         return f"uellm:{{{self.model}}}:dead-letters"
+
+    def queries(self, tenant: str) -> str:
+        """Stream, ids as in the queue; field `q` the id of a query: those that have not ended, those in `outcomes`."""
+        return f"uellm:{{{self.model}}}:t:{tenant}:queries"
+
+    def outcomes(self, tenant: str) -> str:
+        """Stream, by end, bounded: `q` the id of a query, `a` its entry in `queries`, `p` the outcome before or ""."""
+        return f"uellm:{{{self.model}}}:t:{tenant}:outcomes"
 
     def query(self, tenant: str, query: str) -> QueryKeys:
         """Keys of one query of this model."""
@@ -118,6 +126,11 @@ def query_keys(name: str) -> QueryKeys:
     """Keys of the query `tenants/{tenant}/models/{model}/queries/{query}`."""
     _, tenant, _, model, _, query = name.split("/")
     return ModelKeys(model).query(tenant, query)
+
+
+def tenant_of(name: str) -> str:
+    """The tenant of the query `tenants/{tenant}/models/{model}/queries/{query}`."""
+    return name.split("/", 2)[1]
 
 
 def model_of(name: str) -> str:

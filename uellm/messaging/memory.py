@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from uellm.messaging.keys import tenant_of
 from uellm.messaging.queries import (
     SCHEMA_VERSION,
     Accepted,
@@ -21,7 +22,7 @@ from uellm.messaging.queries import (
     Submission,
 )
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome
-from uellm.v1.stream_pb2 import Admitted, ProfiledQuery, QueryEvent, QueryRecord
+from uellm.v1.stream_pb2 import Admitted, DeadLetter, ProfiledQuery, QueryEvent, QueryRecord
 
 
 @dataclass(slots=True)
@@ -50,6 +51,12 @@ class MemoryQueue:
     records: dict[str, MemoryRecord] = field(default_factory=dict)
     entries: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Entry id -> (`query` or `cancel`, query name)."""
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    """With their records."""
+    accepted: dict[str, list[str]] = field(default_factory=dict)
+    """Tenant -> names of its queries, by acceptance."""
+    ended: dict[str, list[str]] = field(default_factory=dict)
+    """Tenant -> names of those with an outcome, by end."""
     _sequence: int = 0
 
     def acquire(self) -> int:
@@ -71,6 +78,7 @@ class MemoryQueue:
         record = MemoryRecord(submission.body_hash, entry_id, submission.entry, submission.record)
         record.events.append((self.now_ms, admitted))
         self.records[submission.name] = record
+        self.accepted.setdefault(tenant_of(submission.name), []).append(submission.name)
         self.depth += 1
         return Accepted(entry_id, self.depth, submission.entry.profile, created=True)
 
@@ -132,6 +140,11 @@ class MemoryQueue:
             return "gone"
         if record.outcome is not None:
             return "finished"
+        if row.dead_letter is not None:
+            letter = DeadLetter(record=record.payload)
+            letter.MergeFrom(row.dead_letter)
+            self.dead_letters.append(letter)
+        self.ended.setdefault(tenant_of(row.name), []).append(row.name)
         record.outcome, record.state, record.payload = row.outcome, row.outcome.state, None
         if row.last_event is not None:
             record.events.append((self.now_ms, row.last_event))

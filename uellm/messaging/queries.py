@@ -7,13 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uellm.messaging.connection import RedisClient
-from uellm.messaging.keys import GROUP, ModelKeys, model_of, query_keys
+from uellm.messaging.keys import GROUP, ModelKeys, QueryKeys, model_of, query_keys, tenant_of
 from uellm.messaging.scripts import Scripts
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome, QueryState, ResourceProfile
-from uellm.v1.stream_pb2 import Admitted, ControlMessage, Observation, ProfiledQuery, QueryEvent, QueryRecord
+from uellm.v1.stream_pb2 import (
+    Admitted,
+    ControlMessage,
+    DeadLetter,
+    Observation,
+    ProfiledQuery,
+    QueryEvent,
+    QueryRecord,
+)
 
 SCHEMA_VERSION = 1
 OBSERVATIONS_KEPT = 10_000
+OUTCOMES_KEPT = 100_000
+"""Of one tenant and model: of so many finished queries names can be listed and outcomes watched."""
+DEAD_LETTERS_KEPT = 1_000
+DEAD_LETTERS_MS = 7 * 86_400_000
+"""Dead letters expire so long after the last one."""
 
 
 class FencedError(Exception):
@@ -93,6 +106,8 @@ class FinishRow:
     outcome: Outcome
     last_event: QueryEvent | None = None
     observation: Observation | None = None
+    dead_letter: DeadLetter | None = None
+    """Of a query that failed; the store adds its payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +122,7 @@ class StoredQuery:
     profile: ResourceProfile
     outcome: Outcome | None
     cancel_requested: bool
+    body_hash: str
 
 
 @dataclass(slots=True)
@@ -116,6 +132,7 @@ class QueryStore:
     redis: RedisClient
     retention_ms: int = 3_600_000
     """How long a finished query can still be read."""
+    outcomes_kept: int = OUTCOMES_KEPT
     scripts: Scripts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,11 +140,11 @@ class QueryStore:
 
     async def submit(self, submission: Submission, depth_limit: int) -> Accepted | Conflict | Full:
         """Write record and queue entry together, or find the query that is there already."""
-        keys, model = query_keys(submission.name), ModelKeys(model_of(submission.name))
+        keys, model, tenant = _keys_of(submission.name)
         profile = submission.entry.profile
         admitted = QueryEvent(schema_version=SCHEMA_VERSION, admitted=Admitted(profile=profile))
         answer = await self.scripts.submit(
-            keys=[keys.record, model.queue, model.depth, keys.events],
+            keys=[keys.record, model.queue, model.depth, keys.events, model.queries(tenant), model.outcomes(tenant)],
             args=[
                 submission.body_hash,
                 submission.record.SerializeToString(),
@@ -136,6 +153,8 @@ class QueryStore:
                 admitted.SerializeToString(),
                 depth_limit,
                 QUERY_STATE_QUEUED,
+                submission.name.rpartition("/")[2],
+                self.outcomes_kept,
             ],
         )
         match answer[0]:
@@ -184,18 +203,22 @@ class QueryStore:
             FencedError: another replica owns the queue.
         """
         keys = ModelKeys(model)
-        names = self._keys(model, [row.name for row in rows])
+        key_list = [keys.owner_epoch, keys.queue, keys.depth, keys.observations, keys.dead_letters]
         arguments: list[Any] = [epoch, GROUP, self.retention_ms, OBSERVATIONS_KEPT]
+        arguments += [DEAD_LETTERS_KEPT, DEAD_LETTERS_MS, self.outcomes_kept]
         for row in rows:
+            query, _, tenant = _keys_of(row.name)
+            key_list += [query.record, query.events, keys.queries(tenant), keys.outcomes(tenant)]
             arguments += [
+                row.name.rpartition("/")[2],
                 row.entry_id,
                 row.attempts,
                 row.outcome.state,
                 row.outcome.SerializeToString(),
                 row.last_event.SerializeToString() if row.last_event else b"",
                 row.observation.SerializeToString() if row.observation else b"",
+                row.dead_letter.SerializeToString() if row.dead_letter else b"",
             ]
-        key_list = [keys.owner_epoch, keys.queue, keys.depth, keys.observations, *names[1:]]
         answers = await self.scripts.finish(keys=key_list, args=arguments)
         return [answer.decode() for answer in _unfenced(answers)]
 
@@ -214,7 +237,7 @@ class QueryStore:
 
     async def read_many(self, names: Sequence[str]) -> list[StoredQuery | None]:
         """Read the records of several queries in one round trip."""
-        fields = ["entry_id", "state", "attempts", "profile", "outcome", "cancel"]
+        fields = ["entry_id", "state", "attempts", "profile", "outcome", "cancel", "body_hash"]
         async with self.redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hmget(query_keys(name).record, fields)
@@ -228,6 +251,10 @@ class QueryStore:
             query = query_keys(name)
             keys += [query.record, query.events]
         return keys
+
+
+def _keys_of(name: str) -> tuple[QueryKeys, ModelKeys, str]:
+    return query_keys(name), ModelKeys(model_of(name)), tenant_of(name)
 
 
 def state_name(state: int) -> str:
@@ -253,7 +280,7 @@ def _dispatch_answer(answer: list[bytes]) -> DispatchAnswer:
 
 
 def _stored(name: str, values: list[bytes | None]) -> StoredQuery | None:
-    entry_id, state, attempts, profile, outcome, cancel = values
+    entry_id, state, attempts, profile, outcome, cancel, body_hash = values
     if entry_id is None or state is None:
         return None
     return StoredQuery(
@@ -264,4 +291,5 @@ def _stored(name: str, values: list[bytes | None]) -> StoredQuery | None:
         profile=ResourceProfile.FromString(profile or b""),
         outcome=None if outcome is None else Outcome.FromString(outcome),
         cancel_requested=cancel is not None,
+        body_hash=(body_hash or b"").decode(),
     )

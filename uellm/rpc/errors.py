@@ -125,6 +125,13 @@ class PermissionDeniedError(UellmError):
     reason = "PERMISSION_DENIED"
 
 
+class OutOfRangeError(UellmError):
+    """What the request wants to go on from is not kept any more."""
+
+    code = "OUT_OF_RANGE"
+    reason = "OUT_OF_RANGE"
+
+
 class DeadlineExceededError(UellmError):
     """The caller's own gRPC deadline leaves no time."""
 

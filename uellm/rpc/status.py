@@ -239,6 +239,7 @@ _PLAIN: dict[str, type[UellmError]] = {
         errors.AbortedError,
         errors.UnauthenticatedError,
         errors.PermissionDeniedError,
+        errors.OutOfRangeError,
         errors.DeadlineExceededError,
         errors.UnimplementedError,
     )

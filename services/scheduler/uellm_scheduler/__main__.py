@@ -21,12 +21,14 @@ from uellm.v1.scheduler_pb2 import DESCRIPTOR
 from uellm.v1.scheduler_pb2_grpc import add_SchedulerServiceServicer_to_server
 
 from .adapters.triton import TritonEngines
+from .app.letters import Letters
 from .app.limits import CoreLimits
 from .app.metrics import Metrics
 from .app.owner import Surroundings
 from .app.ownership import Ownership
 from .app.policy_choice import PolicyChoice
 from .app.queries import Queries
+from .app.tenants import Tenants
 from .config import SchedulerSettings
 from .policies import POLICIES
 from .server import SchedulerServicer
@@ -56,7 +58,12 @@ async def main(settings: SchedulerSettings) -> None:
         metrics=Metrics(),
     )
     ownership = Ownership(leases, around)
-    queries = Queries(redis, store, hub, clock, leases, directory, ownership)
+    servicer = SchedulerServicer(
+        Queries(redis, store, hub, clock, leases, directory, ownership),
+        PolicyChoice(redis, POLICIES),
+        Tenants(redis, store, hub),
+        Letters(redis, store, clock, directory, settings.queue_limit),
+    )
 
     @asynccontextmanager
     async def lifecycle() -> AsyncIterator[None]:
@@ -71,7 +78,7 @@ async def main(settings: SchedulerSettings) -> None:
 
     await serve(
         settings,
-        [(add_SchedulerServiceServicer_to_server, SchedulerServicer(queries, PolicyChoice(redis, POLICIES)))],
+        [(add_SchedulerServiceServicer_to_server, servicer)],
         [DESCRIPTOR.services_by_name["SchedulerService"].full_name],
         lifecycle=lifecycle(),
         ready=lambda: _answers(redis),

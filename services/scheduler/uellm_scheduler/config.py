@@ -31,6 +31,8 @@ class SchedulerSettings(ServiceSettings):
     """How often a query is dispatched at most."""
     engine_stall_seconds: float = Field(default=120.0, ge=1, examples=[120])
     """An engine that says nothing about a batch for this long has lost it, in seconds."""
+    queue_limit: int = Field(default=10_000, ge=1, examples=[10_000])
+    """Queries of one model that may wait or run at once, as the profiler has it; a replay above it gets QUEUE_FULL."""
     retention_seconds: float = Field(default=3_600.0, ge=60, examples=[3_600])
     """How long outcomes and events can be read after the end of a query, in seconds."""
 

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
+from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm.rpc.status import unimplemented
 from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer
 
+from .app.letters import Letters
 from .app.policy_choice import PolicyChoice
 from .app.queries import Queries
+from .app.tenants import Tenants
 from .policies import POLICIES
 
 
 class SchedulerServicer(SchedulerServiceServicer):
     """`uellm.v1.SchedulerService`."""
 
-    def __init__(self, queries: Queries, choice: PolicyChoice) -> None:
+    def __init__(self, queries: Queries, choice: PolicyChoice, tenants: Tenants, letters: Letters) -> None:
         self._queries = queries
         self._choice = choice
+        self._tenants = tenants
+        self._letters = letters
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
-        """Stream events of the named queries until their outcomes."""
-        if request.parent:
-            raise unimplemented("watching all queries of a tenant")
-        async for name, stored in self._queries.watch([(target.name, target.cursor) for target in request.targets]):
-            yield pb.WatchResponse(name=name, cursor=stored.cursor, event=stored.event)
+        """Stream events of the named queries until their outcomes, or outcomes of a tenant's queries."""
+        if request.targets and (request.parent or request.cursor):
+            raise InvalidArgumentError([FieldViolation("targets", "must be empty where parent or cursor is set")])
+        if request.parent or request.cursor:
+            events = self._tenants.watch(request.parent, request.cursor)
+        else:
+            events = self._queries.watch([(target.name, target.cursor) for target in request.targets])
+        async with aclosing(events):
+            async for name, stored in events:
+                event = stored.event if stored.event.WhichOneof("event") else None
+                yield pb.WatchResponse(name=name, cursor=stored.cursor, event=event)
 
     async def GetQuery(self, request: pb.GetQueryRequest, context: Any) -> pb.GetQueryResponse:
         """Say where a query stands."""
@@ -47,20 +59,22 @@ class SchedulerServicer(SchedulerServiceServicer):
         return pb.ListPoliciesResponse(policies=policies)
 
     async def ListQueries(self, request: pb.ListQueriesRequest, context: Any) -> pb.ListQueriesResponse:
-        """Not in this version."""
-        raise unimplemented("listing queries")
+        """List a tenant's queries of one model."""
+        page, token = await self._tenants.page(request.parent, request.page_size, request.page_token)
+        return pb.ListQueriesResponse(queries=page, next_page_token=token)
 
     async def ExplainQuery(self, request: pb.ExplainQueryRequest, context: Any) -> pb.ExplainQueryResponse:
         """Not in this version."""
         raise unimplemented("explaining decisions")
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
-        """Not in this version."""
-        raise unimplemented("dead letters")
+        """List the queries of a model that failed for good."""
+        page, token = await self._letters.page(request.model, request.page_size, request.page_token)
+        return pb.ListDeadLettersResponse(dead_letters=page, next_page_token=token)
 
     async def ReplayDeadLetter(self, request: pb.ReplayDeadLetterRequest, context: Any) -> pb.ReplayDeadLetterResponse:
-        """Not in this version."""
-        raise unimplemented("dead letters")
+        """Submit a query that failed for good again."""
+        return pb.ReplayDeadLetterResponse(name=await self._letters.replay(request.name))
 
     async def SetPolicy(self, request: pb.SetPolicyRequest, context: Any) -> pb.SetPolicyResponse:
         """Have a model's queue served by another policy."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from google.protobuf.duration_pb2 import Duration
-
 from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.lengths import LengthDistribution
 from uellm.cost.model import CostModel
 from uellm.cost.service import service_time
 from uellm.cost.steps import batch_work
+from uellm.rpc.refusals import duration
 from uellm.v1.query_pb2 import Hints, ResourceProfile
 from uellm.v1.stream_pb2 import DeploymentRecord
 
@@ -58,10 +57,3 @@ def kv_cache_bytes(deployment: DeploymentRecord, context_tokens: int) -> int:
     if page_tokens := deployment.limits.kv_page_tokens:
         return layout.paged_row_bytes(context_tokens, page_tokens)
     return layout.row_bytes(context_tokens)
-
-
-def duration(seconds: float) -> Duration:
-    """Seconds as a protobuf duration."""
-    message = Duration()
-    message.FromNanoseconds(round(seconds * 1e9))
-    return message

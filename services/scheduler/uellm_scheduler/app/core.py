@@ -19,7 +19,8 @@ from ..domain.pending import PendingQuery, PendingTable
 from ..domain.policy import Policy, QueueView
 from . import effects as do
 from . import events as on
-from .flight import Flight, end, give_up
+from .endings import end, give_up
+from .flight import Flight
 from .limits import CoreLimits
 
 
@@ -68,11 +69,14 @@ class SchedulerCore:
         for taken in event.queries:
             if taken.name in self.pending or taken.name in self.flight:
                 continue
-            pending = PendingQuery(taken.name, taken.entry_id, taken.query, taken.attempts, taken.progress)
+            pending = PendingQuery(
+                taken.name, taken.entry_id, taken.query, taken.attempts, taken.progress, history=taken.history
+            )
             if taken.cancel_requested:
                 self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
             elif taken.attempts >= self.limits.max_attempts:
-                self._effects.append(give_up(pending, NOT_SERVED, "its scheduler was lost while it ran", now_ms))
+                why = f"given up after {taken.attempts} attempts"
+                self._effects.append(give_up(pending, NOT_SERVED, why, now_ms))
             else:
                 self.pending.add(pending)
 

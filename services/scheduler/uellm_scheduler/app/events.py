@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uellm.messaging.queries import DispatchAnswer
-from uellm.v1.stream_pb2 import CostModelState, DeploymentRecord, ProfiledQuery, StepAggregates
+from uellm.v1.stream_pb2 import Attempt, CostModelState, DeploymentRecord, ProfiledQuery, StepAggregates
 
 from ..domain.pending import NOTHING, Progress
 from ..domain.policy import Policy
@@ -21,6 +21,8 @@ class TakenQuery:
     attempts: int = 0
     progress: Progress = NOTHING
     cancel_requested: bool = False
+    history: tuple[Attempt, ...] = ()
+    """The attempts under earlier owners."""
 
 
 @dataclass(frozen=True, slots=True)

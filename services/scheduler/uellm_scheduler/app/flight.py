@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,20 +12,21 @@ from uellm.v1.query_pb2 import (
     ON_MISS_CANCEL,
     QUERY_STATE_CANCELLED,
     QUERY_STATE_COMPLETED,
-    QUERY_STATE_FAILED,
     Failure,
     Outcome,
     QueryState,
 )
 from uellm.v1.stream_pb2 import Batched, DeploymentRecord, QueryEvent, Restarted, StepAggregates, TokenDelta
 
-from ..domain.outcomes import FINISH_REASONS, NOT_SERVED, Service, observation_of, outcome_of
+from ..domain.failures import attempt_of, failure_of, no_more_attempts, retry_at_ms
+from ..domain.outcomes import FINISH_REASONS, observation_of, outcome_of
 from ..domain.pending import PendingQuery, PendingTable
 from ..domain.policy import EngineView
 from . import effects as do
 from . import events as on
 from .batches import Batch, Engine, Row
 from .costs import CostModels
+from .endings import end, failed, give_up
 from .limits import CoreLimits
 
 
@@ -207,9 +209,12 @@ class Flight:
                 self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
             case "stale":
                 # The answer to an earlier dispatch was lost: the store has counted it.
-                self._pending.add(
-                    PendingQuery(pending.name, pending.entry_id, pending.query, answer.attempts, row.progress)
-                )
+                lost = failure_of("DISPATCH_LOST", "the store's answer to the dispatch was lost")
+                counted = replace(_after(batch, row, lost, now_ms), attempts=answer.attempts)
+                if why := no_more_attempts(counted, 0, self._limits.max_attempts):
+                    self._effects.append(give_up(counted, batch.service, why, now_ms))
+                else:
+                    self._pending.add(counted)
             case _:
                 self._effects.append(do.AcknowledgeEntry(pending.entry_id))
         return None
@@ -233,28 +238,22 @@ class Flight:
                 self._effects.append(do.AppendEvents((EventRow(news.name, row.attempt, delta),)))
             self._retry(batch, row, "the engine ended it", now_ms)
             return None
-        state = QUERY_STATE_CANCELLED if news.finish_reason == "cancelled" else QUERY_STATE_FAILED
-        outcome = self._outcome(batch, row, state, now_ms)
-        if state == QUERY_STATE_FAILED:
-            outcome.failure.CopyFrom(Failure(reason="ENGINE_ERROR", message=news.error))
-        return _finish(row, outcome, delta)
+        if news.finish_reason == "cancelled":
+            return _finish(row, self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms), delta)
+        failure = failure_of("ENGINE_ERROR", news.error)
+        return failed(_after(batch, row, failure, now_ms), batch.service, failure, now_ms, delta)
 
     def _retry(self, batch: Batch, row: Row, error: str, now_ms: int) -> None:
         if self.handing_over:
             return
-        backoff = self._limits.retry_backoff_ms * 2 ** (row.attempt - 1) * self._random.uniform(0.5, 1.0)
-        pending = PendingQuery(
-            name=row.pending.name,
-            entry_id=row.pending.entry_id,
-            query=row.pending.query,
-            attempts=row.attempt,
-            progress=row.progress,
-            not_before_ms=now_ms + round(backoff),
-        )
-        if row.attempt >= self._limits.max_attempts:
-            self._effects.append(give_up(pending, batch.service, error, now_ms))
+        pending = _after(batch, row, failure_of("ENGINE_LOST", error), now_ms)
+        longest = min(self._limits.retry_backoff_ms * 2 ** (row.attempt - 1), self._limits.longest_backoff_ms)
+        backoff = longest * self._random.uniform(0.5, 1.0)
+        why = no_more_attempts(pending, batch.dispatch_ms, self._limits.max_attempts)
+        if why:
+            self._effects.append(give_up(pending, batch.service, why, now_ms))
         else:
-            self._pending.add(pending)
+            self._pending.add(replace(pending, not_before_ms=retry_at_ms(pending, backoff, now_ms)))
 
     def _outcome(self, batch: Batch, row: Row, state: QueryState, now_ms: int) -> Outcome:
         return outcome_of(row.pending, state, row.progress, batch.service, row.attempt, now_ms)
@@ -275,19 +274,16 @@ class Flight:
             self.engines.pop(engine.record.name, None)
 
 
-def end(pending: PendingQuery, state: QueryState, now_ms: int, outcome: Outcome | None = None) -> do.FinishQueries:
-    """End a query that is not on an engine."""
-    if outcome is None:
-        outcome = outcome_of(pending, state, pending.progress, NOT_SERVED, pending.attempts, now_ms)
-    return do.FinishQueries((FinishRow(pending.name, pending.entry_id, pending.attempts, outcome),))
-
-
-def give_up(pending: PendingQuery, service: Service, error: str, now_ms: int) -> do.FinishQueries:
-    """End a query that was tried as often as it may be."""
-    outcome = outcome_of(pending, QUERY_STATE_FAILED, pending.progress, service, pending.attempts, now_ms)
-    message = f"given up after {pending.attempts} attempts; the last one ended with: {error}"
-    outcome.failure.CopyFrom(Failure(reason="RETRIES_EXHAUSTED", message=message))
-    return end(pending, QUERY_STATE_FAILED, now_ms, outcome)
+def _after(batch: Batch, row: Row, failure: Failure, now_ms: int) -> PendingQuery:
+    """The query of a row whose attempt failed."""
+    attempt = attempt_of(row.attempt, batch.batch_id, batch.deployment.name, failure, now_ms)
+    return replace(
+        row.pending,
+        attempts=row.attempt,
+        progress=row.progress,
+        not_before_ms=0,
+        history=(*row.pending.history, attempt),
+    )
 
 
 def _finish(row: Row, outcome: Outcome, last_event: QueryEvent | None = None) -> FinishRow:
@@ -295,10 +291,7 @@ def _finish(row: Row, outcome: Outcome, last_event: QueryEvent | None = None) ->
 
 
 def _cancels_at(pending: PendingQuery, now_ms: int) -> bool:
-    slo = pending.query.slo
-    if slo.on_miss != ON_MISS_CANCEL or not slo.HasField("completion"):
-        return False
-    return now_ms > pending.arrival_ms + int(slo.completion.ToMilliseconds())
+    return pending.query.slo.on_miss == ON_MISS_CANCEL and now_ms > pending.deadline_ms
 
 
 def _batched(batch: Batch, attempt: int) -> QueryEvent:

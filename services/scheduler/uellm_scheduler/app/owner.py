@@ -29,7 +29,7 @@ from .core import SchedulerCore
 from .limits import CoreLimits
 from .metrics import Metrics
 from .ports import EngineError, Engines
-from .recovery import progress_of
+from .recovery import attempts_of, progress_of
 from .writer import AWAY, Writer
 
 log = structlog.get_logger(__name__)
@@ -165,7 +165,7 @@ class QueueOwner:
             for event_id, fields in stream
             if b"e" in fields
         ]
-        return on.TakenQuery(query.name, entry_id, query, attempts, progress_of(events), cancel)
+        return on.TakenQuery(query.name, entry_id, query, attempts, progress_of(events), cancel, attempts_of(events))
 
     # --- engines ---
 

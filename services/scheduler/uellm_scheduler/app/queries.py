@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import cast
 
 from uellm.messaging.clock import Clock, entry_time_ms, timestamp
@@ -54,7 +54,7 @@ class Queries:
     async def status(self, name: str) -> QueryStatus:
         """Where a query stands. Raises InvalidArgumentError, NotFoundError."""
         QueryName.parse(name)
-        return _status(_found(name, await self._store.read(name)))
+        return status_of(_found(name, await self._store.read(name)))
 
     async def cancel(self, name: str) -> QueryState:
         """Note that a query is to end; returns its state. Raises InvalidArgumentError, NotFoundError."""
@@ -64,7 +64,7 @@ class Queries:
             raise _not_found(name)
         return cast(QueryState, state)
 
-    async def watch(self, targets: Sequence[tuple[str, str]]) -> AsyncIterator[tuple[str, StoredEvent]]:
+    async def watch(self, targets: Sequence[tuple[str, str]]) -> AsyncGenerator[tuple[str, StoredEvent], None]:
         """Events of several queries (name, cursor), as they come, until each has its outcome.
 
         Raises:
@@ -145,10 +145,13 @@ def _check_targets(targets: Sequence[tuple[str, str]]) -> None:
         raise InvalidArgumentError([FieldViolation("targets", f"must name 1 to {MAX_TARGETS} queries")])
     for index, (name, cursor) in enumerate(targets):
         QueryName.parse(name, f"targets[{index}].name")
-        if cursor and not all(part.isdecimal() and len(part) < 20 for part in cursor.split("-", 1)):
-            raise InvalidArgumentError(
-                [FieldViolation(f"targets[{index}].cursor", "must be empty or a cursor of an earlier response")]
-            )
+        check_cursor(f"targets[{index}].cursor", cursor)
+
+
+def check_cursor(field: str, cursor: str) -> None:
+    """Raises InvalidArgumentError for what can't be a cursor."""
+    if cursor and not all(part.isdecimal() and len(part) < 20 for part in cursor.split("-", 1)):
+        raise InvalidArgumentError([FieldViolation(field, "must be empty or a cursor of an earlier response")])
 
 
 def _found(name: str, stored: StoredQuery | None) -> StoredQuery:
@@ -161,7 +164,8 @@ def _not_found(name: str) -> NotFoundError:
     return NotFoundError("query", name, f"there is no query {name!r}, or not any more: outcomes are kept for a while")
 
 
-def _status(stored: StoredQuery) -> QueryStatus:
+def status_of(stored: StoredQuery) -> QueryStatus:
+    """Where a query stands, as it is told."""
     return QueryStatus(
         name=stored.name,
         state=cast(QueryState, stored.state),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uellm.v1.query_pb2 import ON_MISS_CANCEL
-from uellm.v1.stream_pb2 import ProfiledQuery
+from uellm.v1.stream_pb2 import Attempt, ProfiledQuery
 
 from .odds import POINTS, length_points
 from .tenants import Tenants
@@ -68,6 +68,8 @@ class PendingQuery:
     progress: Progress = NOTHING
     not_before_ms: int = 0
     """Not to be dispatched before, by the queue's clock."""
+    history: tuple[Attempt, ...] = ()
+    """The attempts that failed, oldest first."""
 
     @property
     def tenant(self) -> str:
@@ -78,6 +80,12 @@ class PendingQuery:
     def arrival_ms(self) -> int:
         """When it was accepted, by the queue's clock."""
         return int(self.entry_id.split("-", 1)[0])
+
+    @property
+    def deadline_ms(self) -> int:
+        """When the whole answer is wanted, by the queue's clock; `NEVER` without a deadline."""
+        slo = self.query.slo
+        return self.arrival_ms + int(slo.completion.ToMilliseconds()) if slo.HasField("completion") else int(NEVER)
 
 
 class PendingTable:
@@ -155,7 +163,7 @@ class PendingTable:
         slo = query.slo
         return {
             "arrival_ms": arrival,
-            "deadline_ms": arrival + slo.completion.ToMilliseconds() if slo.HasField("completion") else NEVER,
+            "deadline_ms": pending.deadline_ms,
             "first_token_deadline_ms": (
                 arrival + slo.first_token.ToMilliseconds() if slo.HasField("first_token") else NEVER
             ),
