@@ -14,6 +14,7 @@ from uellm.cost.lengths import LengthDistribution
 from uellm.cost.model import CostModel
 from uellm.cost.service import service_time
 from uellm.rpc.errors import RefusedError
+from uellm.rpc.refusals import duration
 from uellm.v1.query_pb2 import (
     REFUSAL_REASON_DEADLINE_INFEASIBLE,
     DeadlineInfeasible,
@@ -22,7 +23,6 @@ from uellm.v1.query_pb2 import (
     Slo,
 )
 from uellm.v1.stream_pb2 import Backlog
-from uellm_profiler.domain.profile import duration
 
 STALE_AFTER_MS = 3_000
 """The owner publishes at least once a second; an older backlog is of one that is gone."""
