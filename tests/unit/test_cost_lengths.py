@@ -143,3 +143,10 @@ def test_arguments_out_of_range_are_refused() -> None:
         length.quantile(1.01)
     with pytest.raises(ValueError, match="limit"):
         log_spaced_edges(0)
+
+
+def test_probabilities_may_be_off_by_rounding() -> None:
+    rounded = LengthDistribution((1,), (1.0000000000000002,), 0.2)
+    assert 0.5 < rounded.mean < 1
+    with pytest.raises(ValueError, match=r"lie in \[0, 1\]"):
+        LengthDistribution((1, 2), (1.1, -0.1), 0.0)
