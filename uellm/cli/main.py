@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from uellm.cli.errors import needing
 from uellm.cli.options import Json, Model, State
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
@@ -164,6 +165,34 @@ def show_or_set_policy(
         show(state, model)
     else:
         change(state, model, name)
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Resource name of a query.")],
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Say why a query was served when it was, or refused."""
+    from uellm.cli import ask
+
+    ask.explain(state, name, as_json=as_json)
+
+
+@app.command("replay")
+def replay_decisions(
+    policy: Annotated[str, typer.Option("--policy", help="Ask this one instead of those that decided.")] = "",
+    model: Model = "",
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Take the recorded decisions again: check that they come out the same, or see what another policy had done."""
+    with needing("scheduler"):
+        from uellm.cli import replay as command
+
+    if policy:
+        raise typer.Exit(command.compare(state, model, policy, as_json=as_json))
+    raise typer.Exit(command.verify(state, model, as_json=as_json))
 
 
 @app.command("demo")

@@ -21,7 +21,7 @@ from uellm.messaging.queries import (
     Submission,
 )
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome
-from uellm.v1.stream_pb2 import Admitted, ProfiledQuery, QueryEvent, QueryRecord
+from uellm.v1.stream_pb2 import Admitted, DecisionRecord, ProfiledQuery, QueryEvent, QueryRecord
 
 
 @dataclass(slots=True)
@@ -50,6 +50,8 @@ class MemoryQueue:
     records: dict[str, MemoryRecord] = field(default_factory=dict)
     entries: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Entry id -> (`query` or `cancel`, query name)."""
+    decisions: list[tuple[str, DecisionRecord]] = field(default_factory=list)
+    """Id and entry of the flight recorder, oldest first; all are kept."""
     _sequence: int = 0
 
     def acquire(self) -> int:
@@ -95,6 +97,11 @@ class MemoryQueue:
         """As `QueryStore.finish`."""
         self._check(epoch)
         return [self._finish(row) for row in rows]
+
+    def record(self, epoch: int, decision_id: str, record: DecisionRecord) -> None:
+        """As `DecisionStore.write`."""
+        self._check(epoch)
+        self.decisions.append((decision_id, record))
 
     def cancel(self, name: str) -> int | None:
         """As `QueryStore.cancel`."""

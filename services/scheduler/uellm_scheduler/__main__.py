@@ -21,6 +21,7 @@ from uellm.v1.scheduler_pb2 import DESCRIPTOR
 from uellm.v1.scheduler_pb2_grpc import add_SchedulerServiceServicer_to_server
 
 from .adapters.triton import TritonEngines
+from .app.decisions import Decisions
 from .app.limits import CoreLimits
 from .app.metrics import Metrics
 from .app.owner import Surroundings
@@ -57,6 +58,8 @@ async def main(settings: SchedulerSettings) -> None:
     )
     ownership = Ownership(leases, around)
     queries = Queries(redis, store, hub, clock, leases, directory, ownership)
+    decisions = Decisions(redis, store, clock, ownership)
+    servicer = SchedulerServicer(queries, PolicyChoice(redis, POLICIES), decisions)
 
     @asynccontextmanager
     async def lifecycle() -> AsyncIterator[None]:
@@ -71,7 +74,7 @@ async def main(settings: SchedulerSettings) -> None:
 
     await serve(
         settings,
-        [(add_SchedulerServiceServicer_to_server, SchedulerServicer(queries, PolicyChoice(redis, POLICIES)))],
+        [(add_SchedulerServiceServicer_to_server, servicer)],
         [DESCRIPTOR.services_by_name["SchedulerService"].full_name],
         lifecycle=lifecycle(),
         ready=lambda: _answers(redis),
