@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from uellm.cli.errors import needing
 from uellm.cli.options import Json, Model, State
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
@@ -187,6 +186,8 @@ def replay_decisions(
     as_json: Json = False,
 ) -> None:
     """Take the recorded decisions again: check that they come out the same, or see what another policy had done."""
+    from uellm.cli.errors import needing
+
     with needing("scheduler"):
         from uellm.cli import replay as command
 

@@ -82,7 +82,7 @@ def _verified(decisions: int, asked: int) -> str:
 
 
 def _missed(client: Client, sooner: Iterable[Sooner]) -> tuple[list[tuple[Sooner, str]], int]:
-    """Those that were refused or late in truth, with what became of them; and of how many that is not known any more."""
+    """Those that were refused or late in truth, and which it was; of how many the end is not known any more."""
     missed, unknown = [], 0
     for one in sooner:
         if one.refused:
@@ -105,9 +105,7 @@ def _show(policy: str, comparison: Comparison, missed: list[tuple[Sooner, str]],
         f"[bold]{policy}[/] asked about {comparison.decisions:,} recorded decisions "
         f"({comparison.first_id} to {comparison.last_id}): {comparison.alike:,} alike ({share:.0%})",
     )
-    print_line(
-        stdout, "[dim]Each is asked again from its recorded state on its own: nothing follows from an answer.[/]\n"
-    )
+    print_line(stdout, "[dim]Each is taken again from its recorded state on its own: no answer changes the next.[/]\n")
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     table.add_column(f"{policy} would have")
     table.add_column("dispatched in truth", justify="right")

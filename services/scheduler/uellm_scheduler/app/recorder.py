@@ -72,7 +72,7 @@ class Recorder:
         self._engines: dict[str, _Known] = {}
         self._keyframe_due = True
         self._decisions = 0
-        """Since the last keyframe, as are the bytes."""
+        """Since the last keyframe, with it; the bytes are those after it."""
         self._bytes = 0
 
     def draw(self) -> Draw:
@@ -158,7 +158,7 @@ class Recorder:
 
     def _count(self, rows: int, other_bytes: int, *, keyframe: bool) -> None:
         """Count towards the next keyframe; the size of rows is estimated, since to measure it is to serialise them."""
-        self._decisions = 0 if keyframe else self._decisions + 1
+        self._decisions = 1 if keyframe else self._decisions + 1
         self._bytes = 0 if keyframe else self._bytes + ROW_BYTES * rows + other_bytes
         self._keyframe_due = self._is_keyframe_due()
 
