@@ -98,11 +98,12 @@ class Life:
         self.tell(on.PolicyChanged(POLICIES[self.choice.choice(self.policies)]))
 
     def redeploy(self) -> None:
-        """The same again, with another share, without one of them, or under another plan."""
+        """The same again, with another share, prior or plan, or without one of them."""
         changed = [DeploymentRecord.FromString(record.SerializeToString()) for record in self.records]
         for record in changed:
             record.publish_time.FromMilliseconds(self.now_ms)
             record.traffic_share = self.choice.choice([1.0, 0.5])
+            record.step_time_prior.base_seconds *= self.choice.choice([1.0, 1.5])
         if self.choice.random() < 0.3:
             changed[0].plan_hash += "+"
         self.records = tuple(changed)

@@ -45,8 +45,8 @@ def ended(state: int, seconds: float, tokens: int = 118, **fields: object) -> Ou
 def test_a_waiting_query():
     assert explain(WAITING) == (
         "Accepted at 2026-01-02 10:00:00.123 UTC with a prompt of 34 tokens; the answer was predicted to take 120 "
-        "tokens (median) or up to 210 (p90), 4.1 s if served alone. It has waited 3.0 s so far while 2 decisions dispatched "
-        "9 other queries. Its deadline is 20.0 s after acceptance: 17.0 s are left."
+        "tokens (median) or up to 210 (p90), 4.1 s if served alone. It has waited 3.0 s so far while 2 decisions "
+        "dispatched 9 other queries. Its deadline is 20.0 s after acceptance: 17.0 s are left."
     )
 
 
@@ -89,7 +89,7 @@ def test_a_refused_query_with_its_numbers():
         ),
         (
             {"attempts": (FIRST, SECOND)},
-            "twice, since earlier attempts did not end; the last time 9.0 s after acceptance in batch tiny-18-1 of 1 row",
+            "twice, since earlier attempts did not end; the last time 9.0 s after acceptance in batch tiny-18-1 of 1",
         ),
         ({"attempts": (FIRST, SECOND, SECOND)}, "It was dispatched 3 times"),
     ],

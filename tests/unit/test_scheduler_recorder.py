@@ -15,6 +15,7 @@ from uellm_scheduler.app.comparison import difference
 from uellm_scheduler.app.limits import CoreLimits
 from uellm_scheduler.app.replay import RecordError, replay
 from uellm_scheduler.domain.filling import fill_in_order
+from uellm_scheduler.domain.pending import COLUMNS
 from uellm_scheduler.domain.policy import Decision, PolicyInfo, QueueView
 from uellm_scheduler.policies import POLICIES
 
@@ -51,6 +52,36 @@ def assert_bit_for_bit(entries: list[tuple[str, DecisionRecord]], policies=POLIC
 def test_what_is_recorded_is_replayed_bit_for_bit(policy: str, seed: int):
     entries = Life([policy], seed).live(100)
     assert assert_bit_for_bit(entries) == [name for name, record in entries if record.policy]
+
+
+class Watched(Shuffled):
+    """Keeps what it was shown when it decided something."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[object, ...]] = []
+
+    def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:
+        decision = POLICIES["uellm"].decide(view, now_ms, random)
+        if decision.batches or decision.refusals:
+            self.shown.append(seen(view, now_ms))
+        return decision
+
+
+def seen(view: QueueView, now_ms: int) -> tuple[object, ...]:
+    """All that a policy may look at."""
+    columns = {name: view.column(name).tobytes() for name in COLUMNS}
+    return now_ms, view.slots.tolist(), columns, view.table.tenants.served(now_ms).tobytes(), view.engines
+
+
+@given(seed=seeds)
+@settings(max_examples=15, deadline=None)
+def test_a_policy_is_shown_again_what_it_saw(seed: int):
+    life, watched = Life(["fifo"], seed), Watched()
+    life.tell(on.PolicyChanged(watched))
+    life.change = life.take_over = life.tick  # type: ignore[method-assign]
+    life.live(120)
+    again = [seen(one.view, one.record.time.ToMilliseconds()) for one in replay(life.entries, POLICIES)]
+    assert again == watched.shown
 
 
 @given(seed=seeds, policy=st.sampled_from(["fifo", "uellm"]))
