@@ -89,9 +89,9 @@ class Comparison:
         for names, refusal in ((one.again.dispatched, False), (one.again.refused, True)):
             for name in names:
                 self._wishes.setdefault(name, _Wish(self.decisions, one.decision_id, time_ms, refusal))
-        for name in one.recorded.dispatched:
+        for name in sorted(one.recorded.dispatched):
             self._end(one, name, self.dispatched, refused=False)
-        for name in one.recorded.refused:
+        for name in sorted(one.recorded.refused):
             self._end(one, name, self.refused, refused=True)
 
     def _end(self, one: Replayed, name: str, fates: Fates, *, refused: bool) -> None:
