@@ -10,6 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from uellm_scheduler.app.replay import replay
+from uellm_scheduler.policies import POLICIES
 
 from tests.support.stack import MODEL, Bench, SchedulerProcess, make_submission, owner_is, record_of, until
 from uellm.local.process import free_port
@@ -24,6 +26,7 @@ from uellm.v1.query_pb2 import (
     QUERY_STATE_CANCELLED,
     QUERY_STATE_COMPLETED,
     QUERY_STATE_FAILED,
+    QUERY_STATE_REJECTED,
     QUERY_STATE_RUNNING,
 )
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, Backlog
@@ -182,6 +185,64 @@ async def test_a_wrong_choice_of_policy_changes_nothing(scheduler, model: str, p
     assert (await scheduler.GetQueue(pb.GetQueueRequest(model=MODEL))).policy == "fifo"
 
 
+async def test_decisions_are_replayed_bit_for_bit_and_explained(scheduler, bench: Bench):
+    async def explain(name: str) -> pb.ExplainQueryResponse:
+        return await scheduler.ExplainQuery(pb.ExplainQueryRequest(name=name))
+
+    running = make_submission("running", tokens=300)
+    others = [make_submission(f"other-{number}", tokens=5) for number in range(5)]
+    waiting, hopeless = make_submission("waiting", tokens=5), make_submission("hopeless", tokens=5)
+    hopeless.entry.slo.completion.FromMilliseconds(1)
+    waiting.record.query.slo.completion.FromMilliseconds(3_600_000)
+    waiting.entry.slo.completion.FromMilliseconds(3_600_000)
+    await bench.submit(running)
+    await until(lambda: _running(scheduler, running.name))
+    await bench.submit(*others, waiting)
+    explained = await explain(waiting.name)
+    assert not explained.decisions
+    assert "It has waited" in explained.explanation
+    assert "Its deadline is 3600.0 s after acceptance" in explained.explanation
+    assert "has been running for" in (await explain(running.name)).explanation
+    await scheduler.SetPolicy(pb.SetPolicyRequest(model=MODEL, policy="uellm"))
+    await bench.submit(hopeless)
+    names = [made.name for made in (running, *others, waiting, hopeless)]
+    await until(lambda: bench.all_finished(names))
+
+    outcomes = dict(zip(names, await bench.check(names), strict=True))
+    assert outcomes[hopeless.name].state == QUERY_STATE_REJECTED
+    explained = await explain(hopeless.name)
+    [decision] = explained.decisions
+    assert [plan.name for plan in decision.refusals] == [hopeless.name]
+    assert decision.refusals[0].refusal == outcomes[hopeless.name].refusal
+    assert (decision.policy, len(decision.columns), len(decision.engines)) == ("uellm", 0, 0)
+    assert "The policy uellm refused it after" in explained.explanation
+    assert "its deadline was 1 ms" in explained.explanation
+    explained = await explain(waiting.name)
+    [decision] = explained.decisions
+    [batch] = [batch for batch in decision.batches if waiting.name in batch.names]
+    assert batch.batch_id == outcomes[waiting.name].batch_id
+    assert f"in batch {batch.batch_id} on deployments/tiny" in explained.explanation
+    assert "its deadline of 3600.0 s was kept" in explained.explanation
+
+    recorded = [(one.decision_id, one.decision) async for one in scheduler.ReadDecisions(_decisions())]
+    replayed = list(replay(recorded, POLICIES))
+    assert [one.again for one in replayed] == [one.recorded for one in replayed]
+    assert {one.record.policy for one in replayed} == {"fifo", "uellm"}
+    assert sum(len(one.recorded.dispatched) for one in replayed) == 7
+    after = [one.decision_id async for one in scheduler.ReadDecisions(_decisions(recorded[0][0]))]
+    assert after == [decision_id for decision_id, _ in recorded[1:]]
+
+    await bench.redis.delete(f"uellm:{{{MODEL}}}:decisions")
+    explained = await explain(waiting.name)
+    assert not explained.decisions
+    assert "not in the flight recorder any more" in explained.explanation
+    assert [one async for one in scheduler.ReadDecisions(_decisions())] == []
+
+
+def _decisions(after: str = "") -> pb.ReadDecisionsRequest:
+    return pb.ReadDecisionsRequest(model=MODEL, after_decision_id=after)
+
+
 async def test_a_bad_row_fails_alone(scheduler, bench: Bench):
     good = [make_submission(f"good-{number}", tokens=10) for number in range(2)]
     bad = make_submission("bad", tokens=10, prompt=[1, 100_000])
@@ -299,6 +360,8 @@ async def test_wrong_requests_are_answered_precisely(scheduler):
         (scheduler.GetQuery(pb.GetQueryRequest(name=name)), NotFoundError, ""),
         (scheduler.CancelQuery(pb.CancelQueryRequest(name=name)), NotFoundError, ""),
         (scheduler.GetQueue(pb.GetQueueRequest(model="never")), NotFoundError, ""),
+        (scheduler.ExplainQuery(pb.ExplainQueryRequest(name="nonsense")), InvalidArgumentError, "name"),
+        (scheduler.ExplainQuery(pb.ExplainQueryRequest(name=name)), NotFoundError, ""),
     ]
     for call, kind, field in cases:
         with pytest.raises(grpc.RpcError) as raised:
@@ -318,14 +381,18 @@ async def test_wrong_requests_are_answered_precisely(scheduler):
         error = from_rpc_error(raised.value)
         assert isinstance(error, InvalidArgumentError)
         assert error.violations[0].field == field
+    reads = [
+        (pb.ReadDecisionsRequest(model="../etc"), InvalidArgumentError),
+        (pb.ReadDecisionsRequest(model=MODEL, after_decision_id="x"), InvalidArgumentError),
+        (pb.ReadDecisionsRequest(model="never"), NotFoundError),
+    ]
+    for request, kind in reads:
+        with pytest.raises(grpc.RpcError) as raised:
+            await anext(aiter(scheduler.ReadDecisions(request)))
+        assert isinstance(from_rpc_error(raised.value), kind)
     with pytest.raises(grpc.RpcError) as raised:
         await anext(aiter(scheduler.Watch(pb.WatchRequest(targets=[pb.WatchTarget(name=name)]))))
     assert isinstance(from_rpc_error(raised.value), NotFoundError)
-    for method in ("ExplainQuery",):
-        with pytest.raises(grpc.RpcError) as raised:
-            await getattr(scheduler, method)(getattr(pb, f"{method}Request")())
-        assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
-        assert "not implemented in this version" in raised.value.details()
 
 
 def _ids(number: int) -> list[int]:

@@ -271,6 +271,8 @@ class World:
         effect, epoch = replica.writes.popleft(), replica.core.epoch
         try:
             match effect:
+                case do.RecordDecision():
+                    self.queue.record(epoch, effect.decision_id, effect.record)
                 case do.BeginAttempts():
                     answers = self.queue.dispatch(epoch, effect.rows)
                     replica.inbox.append(on.AttemptsBegun(effect.batch_id, tuple(answers)))

@@ -1,4 +1,4 @@
-"""`uellm generate`, `uellm profile` and `uellm cancel`."""
+"""`uellm generate`, `uellm profile`, `uellm cancel` and `uellm explain`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,18 @@ def cancel(state: Path, name: str) -> None:
     endpoints, model = find(state)
     with Client(endpoints, model=model) as client:
         stdout.print(f"it was {state_name(client.cancel(name))}")
+
+
+def explain(state: Path, name: str, *, as_json: bool) -> None:
+    """Say why a query was served when it was, or refused."""
+    endpoints, model = find(state)
+    with Client(endpoints, model=model) as client:
+        response = client.explain(name)
+    if as_json:
+        fields = MessageToDict(response, preserving_proto_field_name=True)
+        sys.stdout.write(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_line(stdout, escape(response.explanation))
 
 
 def state_name(state: QueryState) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from rich.markup import escape
 
 from uellm.cli.output import print_line, stderr
@@ -10,10 +13,26 @@ from uellm.rpc.errors import UellmError
 # Named and not imported: most commands start without the modules that define the others.
 _EXPECTED_MODULES = (
     "uellm.local.",
+    "uellm.cli.errors",
     "uellm_profiler.learning.",
     "uellm_profiler.neural.errors",
     "uellm_profiler.app.ports",
+    "uellm_scheduler.app.replay",
 )
+
+
+class MissingExtraError(Exception):
+    """A command needs packages that are not installed."""
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Import what needs an extra of the package. Raises MissingExtraError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"there is no module {error.name}\ninstall what this command needs: pip install 'uellm[{extra}]'"
+        raise MissingExtraError(message) from error
 
 
 def expected(error: Exception) -> bool:

@@ -183,6 +183,36 @@ def show_or_set_policy(
         change(state, model, name)
 
 
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Resource name of a query.")],
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Say why a query was served when it was, or refused."""
+    from uellm.cli import ask
+
+    ask.explain(state, name, as_json=as_json)
+
+
+@app.command("replay")
+def replay_decisions(
+    policy: Annotated[str, typer.Option("--policy", help="Ask this one instead of those that decided.")] = "",
+    model: Model = "",
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Take the recorded decisions again: check that they come out the same, or see what another policy had done."""
+    from uellm.cli.errors import needing
+
+    with needing("scheduler"):
+        from uellm.cli import replay as command
+
+    if policy:
+        raise typer.Exit(command.compare(state, model, policy, as_json=as_json))
+    raise typer.Exit(command.verify(state, model, as_json=as_json))
+
+
 @app.command("demo")
 def run_demo(
     requests: Annotated[int, typer.Option(min=1, max=10_000, help="How many prompts.")] = 36,

@@ -42,6 +42,8 @@ from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
 from uellm.v1.query_pb2 import Outcome, QueryState, ResourceProfile
 from uellm.v1.scheduler_pb2 import (
     CancelQueryRequest,
+    ExplainQueryRequest,
+    ExplainQueryResponse,
     GetQueryRequest,
     GetQueueRequest,
     GetQueueResponse,
@@ -53,13 +55,14 @@ from uellm.v1.scheduler_pb2 import (
     ListQueriesResponse,
     PolicyDescription,
     QueryStatus,
+    ReadDecisionsRequest,
     ReplayDeadLetterRequest,
     ReplayDeadLetterResponse,
     SetPolicyRequest,
     SetPolicyResponse,
 )
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
-from uellm.v1.stream_pb2 import DeadLetter
+from uellm.v1.stream_pb2 import DeadLetter, DecisionRecord
 
 
 class AsyncClient:
@@ -296,6 +299,34 @@ class AsyncClient:
         request = SetPolicyRequest(model=model or self._defaults.model, policy=policy)
         response: SetPolicyResponse = await self._call(self._scheduler.SetPolicy, request)
         return response.previous_policy
+
+    async def explain(self, query: str | Submitted) -> ExplainQueryResponse:
+        """Why a query was served when it was, or refused: in words, and the decisions that named it.
+
+        Raises NotFoundError for a query that there is not (any more).
+        """
+        request = ExplainQueryRequest(name=name_of(query))
+        response: ExplainQueryResponse = await self._call(self._scheduler.ExplainQuery, request)
+        return response
+
+    async def decisions(self, model: str = "", *, after: str = "") -> AsyncIterator[tuple[str, DecisionRecord]]:
+        """What policies saw and decided for a model, default: the client's: (id, entry), oldest first.
+
+        With `after` only what comes after that id. Raises InvalidArgumentError, NotFoundError, UnavailableError.
+        """
+        request = ReadDecisionsRequest(model=model or self._defaults.model, after_decision_id=after)
+        call = self._scheduler.ReadDecisions(request)
+        try:
+            async for response in call:
+                yield response.decision_id, response.decision
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise UnavailableError("the scheduler ended the stream") from None
+        finally:
+            call.cancel()
 
     async def describe_predictor(self, model: str = "") -> DescribePredictorResponse:
         """What predicts, and how well it has done lately for a model, default: for all."""

@@ -36,6 +36,7 @@ class CostFit:
         """Begin with the deployment's prior."""
         self.deployment = deployment.name
         self.plan_hash = deployment.plan_hash
+        self._prior = deployment.step_time_prior
         self._padded = deployment.engine_kind != ENGINE_KIND_CONTINUOUS
         mean, deviation = prior_moments(deployment.step_time_prior)
         self._decode = Regression(mean[:3], deviation[:3])
@@ -47,6 +48,12 @@ class CostFit:
         self._errors: deque[float] = deque(maxlen=SCORED)
         self._within: deque[bool] = deque(maxlen=SCORED)
         self.model = CostModel.from_prior(deployment.step_time_prior)
+
+    def begins_as(self, deployment: DeploymentRecord) -> bool:
+        """Whether a new fit of the deployment would begin as this one did: what was learnt outweighs another prior."""
+        if self.plan_hash != deployment.plan_hash:
+            return False
+        return self._observations > 0 or self._prior == deployment.step_time_prior
 
     def fold(self, aggregates: StepAggregates, batch_id: str = "") -> bool:
         """Learn from a batch; False if there is nothing in it that can be learnt from."""

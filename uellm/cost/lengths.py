@@ -59,7 +59,10 @@ class LengthDistribution:
         if self.edges[0] < 1 or any(low >= high for low, high in pairwise(self.edges)):
             raise ValueError("edges must ascend from at least 1")
         # Written so that NaN fails, too. A single probability may be above 1 by rounding, as their sum may.
-        if not all(0 <= p <= 1 + _TOLERANCE for p in self.probabilities) or not abs(sum(self.probabilities) - 1) <= _TOLERANCE:
+        if (
+            not all(0 <= p <= 1 + _TOLERANCE for p in self.probabilities)
+            or not abs(sum(self.probabilities) - 1) <= _TOLERANCE
+        ):
             raise ValueError("probabilities must lie in [0, 1] and sum to 1")
         if not 0 <= self.limit_probability <= self.probabilities[-1] + _TOLERANCE:
             raise ValueError("limit_probability must be part of the last bucket's probability")

@@ -22,7 +22,7 @@ from uellm.messaging.queries import (
     Submission,
 )
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome
-from uellm.v1.stream_pb2 import Admitted, DeadLetter, ProfiledQuery, QueryEvent, QueryRecord
+from uellm.v1.stream_pb2 import Admitted, DeadLetter, DecisionRecord, ProfiledQuery, QueryEvent, QueryRecord
 
 
 @dataclass(slots=True)
@@ -57,6 +57,8 @@ class MemoryQueue:
     """Tenant -> names of its queries, by acceptance."""
     ended: dict[str, list[str]] = field(default_factory=dict)
     """Tenant -> names of those with an outcome, by end."""
+    decisions: list[tuple[str, DecisionRecord]] = field(default_factory=list)
+    """Id and entry of the flight recorder, oldest first; all are kept."""
     _sequence: int = 0
 
     def acquire(self) -> int:
@@ -103,6 +105,11 @@ class MemoryQueue:
         """As `QueryStore.finish`."""
         self._check(epoch)
         return [self._finish(row) for row in rows]
+
+    def record(self, epoch: int, decision_id: str, record: DecisionRecord) -> None:
+        """As `DecisionStore.write`."""
+        self._check(epoch)
+        self.decisions.append((decision_id, record))
 
     def cancel(self, name: str) -> int | None:
         """As `QueryStore.cancel`."""

@@ -244,6 +244,11 @@ class QueryStore:
             found = await pipeline.execute()
         return [_stored(name, values) for name, values in zip(names, found, strict=True)]
 
+    async def payload(self, name: str) -> QueryRecord | None:
+        """What engines are given of a query; None once it has its outcome, or if there is none."""
+        stored = await self.redis.hget(query_keys(name).record, "payload")
+        return None if stored is None else QueryRecord.FromString(stored)
+
     @staticmethod
     def _keys(model: str, names: Sequence[str]) -> list[str]:
         keys = [ModelKeys(model).owner_epoch]

@@ -20,6 +20,7 @@ _IDEMPOTENT = {
         "CancelQuery",
         "GetQueue",
         "ExplainQuery",
+        "ReadDecisions",
         "ListDeadLetters",
         "ListPolicies",
     ),

@@ -21,6 +21,7 @@ from uellm.v1.scheduler_pb2 import DESCRIPTOR
 from uellm.v1.scheduler_pb2_grpc import add_SchedulerServiceServicer_to_server
 
 from .adapters.triton import TritonEngines
+from .app.decisions import Decisions
 from .app.letters import Letters
 from .app.limits import CoreLimits
 from .app.metrics import Metrics
@@ -63,6 +64,7 @@ async def main(settings: SchedulerSettings) -> None:
         PolicyChoice(redis, POLICIES),
         Tenants(redis, store, hub),
         Letters(redis, store, clock, directory, settings.queue_limit),
+        Decisions(redis, store, clock, ownership),
     )
 
     @asynccontextmanager

@@ -7,10 +7,10 @@ from contextlib import aclosing
 from typing import Any
 
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
-from uellm.rpc.status import unimplemented
 from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer
 
+from .app.decisions import Decisions
 from .app.letters import Letters
 from .app.policy_choice import PolicyChoice
 from .app.queries import Queries
@@ -21,11 +21,14 @@ from .policies import POLICIES
 class SchedulerServicer(SchedulerServiceServicer):
     """`uellm.v1.SchedulerService`."""
 
-    def __init__(self, queries: Queries, choice: PolicyChoice, tenants: Tenants, letters: Letters) -> None:
+    def __init__(
+        self, queries: Queries, choice: PolicyChoice, tenants: Tenants, letters: Letters, decisions: Decisions
+    ) -> None:
         self._queries = queries
         self._choice = choice
         self._tenants = tenants
         self._letters = letters
+        self._decisions = decisions
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:
         """Stream events of the named queries until their outcomes, or outcomes of a tenant's queries."""
@@ -64,8 +67,15 @@ class SchedulerServicer(SchedulerServiceServicer):
         return pb.ListQueriesResponse(queries=page, next_page_token=token)
 
     async def ExplainQuery(self, request: pb.ExplainQueryRequest, context: Any) -> pb.ExplainQueryResponse:
-        """Not in this version."""
-        raise unimplemented("explaining decisions")
+        """Say why a query was served when it was, or refused."""
+        return await self._decisions.explain(request.name)
+
+    async def ReadDecisions(
+        self, request: pb.ReadDecisionsRequest, context: Any
+    ) -> AsyncIterator[pb.ReadDecisionsResponse]:
+        """Stream the flight recorder of a model."""
+        async for stored in self._decisions.read(request.model, request.after_decision_id):
+            yield pb.ReadDecisionsResponse(decision_id=stored.decision_id, decision=stored.record)
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:
         """List the queries of a model that failed for good."""

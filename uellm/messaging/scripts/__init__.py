@@ -22,6 +22,7 @@ class Scripts:
         self.renew = _load(redis, "renew")
         self.calibrate = _load(redis, "calibrate")
         self.publish_costs = _load(redis, "publish_costs")
+        self.record_decision = _load(redis, "record_decision")
 
 
 def _load(redis: RedisClient, name: str) -> AsyncScript:

@@ -92,19 +92,28 @@ class Engine:
 
     def view(self, cost: CostModel | None = None) -> EngineView:
         """As a policy sees it; without a cost model it has the deployment's prior."""
-        record, limits = self.record, self.record.limits
-        return EngineView(
-            deployment=record.name,
-            kind=record.engine_kind,
-            free_batches=max(0, limits.max_concurrent_batches - len(self.batches)),
-            max_batch_rows=limits.max_batch_rows,
-            context_tokens=limits.context_tokens,
-            kv_budget_bytes=limits.kv_budget_bytes,
-            kv_cache=KvCacheLayout.from_facts(record.facts),
-            cost=cost or CostModel.from_prior(record.step_time_prior),
-            traffic_share=record.traffic_share,
-            running=tuple(tuple(_running(row) for row in batch.rows.values()) for batch in self.batches.values()),
-        )
+        free = max(0, self.record.limits.max_concurrent_batches - len(self.batches))
+        running = tuple(tuple(_running(row) for row in batch.rows.values()) for batch in self.batches.values())
+        return engine_view(self.record, cost or CostModel.from_prior(self.record.step_time_prior), free, running)
+
+
+def engine_view(
+    record: DeploymentRecord, cost: CostModel, free_batches: int, running: tuple[tuple[RunningRow, ...], ...]
+) -> EngineView:
+    """A deployment with what runs on it, as a policy sees it; live and in replay."""
+    limits = record.limits
+    return EngineView(
+        deployment=record.name,
+        kind=record.engine_kind,
+        free_batches=free_batches,
+        max_batch_rows=limits.max_batch_rows,
+        context_tokens=limits.context_tokens,
+        kv_budget_bytes=limits.kv_budget_bytes,
+        kv_cache=KvCacheLayout.from_facts(record.facts),
+        cost=cost,
+        traffic_share=record.traffic_share,
+        running=running,
+    )
 
 
 def _running(row: Row) -> RunningRow:

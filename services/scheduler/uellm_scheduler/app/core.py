@@ -16,12 +16,13 @@ from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_REJECTED, QUER
 
 from ..domain.outcomes import NOT_SERVED, outcome_of
 from ..domain.pending import PendingQuery, PendingTable
-from ..domain.policy import Policy, QueueView
+from ..domain.policy import Decision, Policy, QueueView
 from . import effects as do
 from . import events as on
 from .endings import end, give_up
 from .flight import Flight
 from .limits import CoreLimits
+from .recorder import Draw, Recorder
 
 
 class SchedulerCore:
@@ -36,6 +37,7 @@ class SchedulerCore:
         self._random = np.random.default_rng(seed)
         self._effects: list[do.Effect] = []
         self.flight = Flight(f"{model}-{epoch}", self.pending, self.limits, self._random, self._effects)
+        self._recorder = Recorder(epoch, self.pending, self.flight, self.limits, seed)
         self._deployed_ms: int | None = None
         self.wake_ms: int | None = None
         """When something is to be decided again, at the latest."""
@@ -58,7 +60,8 @@ class SchedulerCore:
         if self._deployed_ms is None:
             self._deployed_ms = now_ms
         self._handlers[type(event)](event, now_ms)
-        self._decide(now_ms, reviewing=isinstance(event, on.Tick))
+        if _matters(event):
+            self._decide(now_ms, reviewing=isinstance(event, on.Tick))
         if states := self.flight.costs.to_publish(now_ms, at_once=self.flight.handing_over):
             self._effects.append(do.PublishCostModels(states))
         effects = list(self._effects)
@@ -122,20 +125,26 @@ class SchedulerCore:
         # With every place taken there is still something to refuse, but not more often than time is told.
         if not reviewing and not any(engine.free_batches for engine in engines):
             return
-        slots = self.pending.slots()
-        not_before = self.pending.column("not_before_ms")[slots]
-        eligible = slots[not_before <= now_ms]
-        if len(eligible) < len(slots):
-            self.wake_ms = int(not_before[not_before > now_ms].min())
+        eligible, self.wake_ms = self.pending.eligible(now_ms)
         if not len(eligible):
             return
-        decision = self.policy.decide(QueueView(self.pending, eligible, engines), now_ms, self._random)
+        view, draw = QueueView(self.pending, eligible, engines), self._recorder.draw()
+        decision = self.policy.decide(view, now_ms, draw.generator)
         if decision.wake_ms is not None:
             self.wake_ms = min(decision.wake_ms, self.wake_ms or decision.wake_ms)
+        if decision.batches or decision.refusals:
+            self._carry_out(view, decision, draw, now_ms)
+
+    def _carry_out(self, view: QueueView, decision: Decision, draw: Draw, now_ms: int) -> None:
+        batch_ids = self.flight.new_batch_ids(len(decision.batches))
+        recorded = self._recorder.record(view, decision, batch_ids, self.policy.info, draw, now_ms)
+        self._effects += recorded
+        decision_id = recorded[-1].decision_id
         refusals = [(self.pending.at(plan.slot).name, plan.refusal) for plan in decision.refusals]
-        for plan in decision.batches:
+        for batch_id, plan in zip(batch_ids, decision.batches, strict=True):
             names = [self.pending.at(slot).name for slot in plan.slots]
-            self.flight.dispatch(plan.deployment, [q for name in names if (q := self.pending.remove(name))], now_ms)
+            queries = [q for name in names if (q := self.pending.remove(name))]
+            self.flight.dispatch(batch_id, plan.deployment, queries, now_ms, decision_id)
         for name, refusal in refusals:
             pending = self.pending.remove(name)
             if pending is not None:
@@ -143,4 +152,12 @@ class SchedulerCore:
                     pending, QUERY_STATE_REJECTED, pending.progress, NOT_SERVED, pending.attempts, now_ms
                 )
                 outcome.refusal.CopyFrom(refusal)
+                outcome.decision_id = decision_id
                 self._effects.append(end(pending, QUERY_STATE_REJECTED, now_ms, outcome))
+
+
+def _matters(event: on.Event) -> bool:
+    """Whether a policy could decide otherwise now: tokens that come are no reason to ask it."""
+    if isinstance(event, on.EngineNews):
+        return event.aggregates is not None or any(row.finish_reason for row in event.rows)
+    return True

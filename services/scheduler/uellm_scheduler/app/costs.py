@@ -29,6 +29,11 @@ class CostModels:
         """What is known of a deployment's cost now."""
         return self._fit(deployment).model
 
+    def state_of(self, deployment: DeploymentRecord) -> CostModelState | None:
+        """What was learnt, as it is stored; None while there is only the deployment's prior."""
+        fit = self._fit(deployment)
+        return fit.to_state() if fit.model.observations else None
+
     def remember(self, states: Iterable[CostModelState]) -> None:
         """Go on from what an earlier owner stored, where nothing was learnt yet. Other plans' states are void."""
         self._stored = {state.deployment: state for state in states}
@@ -68,7 +73,7 @@ class CostModels:
 
     def _fit(self, deployment: DeploymentRecord) -> CostFit:
         fit = self._fits.get(deployment.name)
-        if fit is None or fit.plan_hash != deployment.plan_hash:
+        if fit is None or not fit.begins_as(deployment):
             fit = self._fits[deployment.name] = CostFit(deployment)
             if (stored := self._stored.get(deployment.name)) is not None:
                 fit.restore(stored)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uellm.messaging.queries import DispatchRow, EventRow, FinishRow
-from uellm.v1.stream_pb2 import CostModelState, DeploymentRecord, QueryRecord
+from uellm.v1.stream_pb2 import CostModelState, DecisionRecord, DeploymentRecord, QueryRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,14 @@ class BeginAttempts:
 
     batch_id: str
     rows: tuple[DispatchRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDecision:
+    """Write an entry of the flight recorder."""
+
+    decision_id: str
+    record: DecisionRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,6 @@ class PublishCostModels:
     states: tuple[CostModelState, ...]
 
 
-StoreEffect = BeginAttempts | AppendEvents | FinishQueries | AcknowledgeEntry | PublishCostModels
+StoreEffect = RecordDecision | BeginAttempts | AppendEvents | FinishQueries | AcknowledgeEntry | PublishCostModels
 EngineEffect = RunBatch | CancelRows | AbandonBatch | AwaitEngine
 Effect = StoreEffect | EngineEffect

@@ -88,17 +88,24 @@ class Flight:
             if batch.begun:
                 self._effects.append(do.CancelRows(batch.batch_id, batch.deployment, ()))
 
-    def dispatch(self, deployment: str, queries: list[PendingQuery], now_ms: int) -> None:
+    def new_batch_ids(self, count: int) -> list[str]:
+        """Ids for so many batches that are to be dispatched."""
+        first = self._batch_count + 1
+        self._batch_count += count
+        return [f"{self._prefix}-{number}" for number in range(first, first + count)]
+
+    def dispatch(
+        self, batch_id: str, deployment: str, queries: list[PendingQuery], now_ms: int, decision_id: str = ""
+    ) -> None:
         """Put queries, taken out of the pending table, on an engine."""
         engine = self.engines[deployment]
-        self._batch_count += 1
-        batch_id = f"{self._prefix}-{self._batch_count}"
         rows = {query.name: Row.of(query) for query in queries}
         batch = Batch(batch_id, engine.record, rows, len(rows), dispatch_ms=now_ms, heard_ms=now_ms)
         self._rows.update(dict.fromkeys(rows, batch))
         self.batches[batch_id] = engine.batches[batch_id] = batch
         begin = tuple(
-            DispatchRow(row.pending.name, row.pending.attempts, _batched(batch, row.attempt)) for row in rows.values()
+            DispatchRow(row.pending.name, row.pending.attempts, _batched(batch, row.attempt, decision_id))
+            for row in rows.values()
         )
         self._effects.append(do.BeginAttempts(batch_id, begin))
 
@@ -294,9 +301,13 @@ def _cancels_at(pending: PendingQuery, now_ms: int) -> bool:
     return pending.query.slo.on_miss == ON_MISS_CANCEL and now_ms > pending.deadline_ms
 
 
-def _batched(batch: Batch, attempt: int) -> QueryEvent:
+def _batched(batch: Batch, attempt: int, decision_id: str) -> QueryEvent:
     batched = Batched(
-        batch_id=batch.batch_id, batch_rows=batch.rows_at_start, deployment=batch.deployment.name, attempt=attempt
+        batch_id=batch.batch_id,
+        batch_rows=batch.rows_at_start,
+        deployment=batch.deployment.name,
+        attempt=attempt,
+        decision_id=decision_id,
     )
     return QueryEvent(schema_version=SCHEMA_VERSION, batched=batched)
 

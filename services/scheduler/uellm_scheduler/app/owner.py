@@ -14,6 +14,7 @@ import structlog
 from uellm.messaging.clock import Clock, entry_time_ms
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.costs import CostStore
+from uellm.messaging.decisions import DecisionStore
 from uellm.messaging.deployments import DeploymentDirectory
 from uellm.messaging.inbox import Entry, Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
@@ -67,7 +68,8 @@ class QueueOwner:
         self._inbox = Inbox(around.redis, lease.model, around.replica)
         self.core = SchedulerCore(lease.model, lease.epoch, around.policy, around.limits, seed=lease.epoch)
         self._costs = CostStore(around.redis)
-        self._writer = Writer(lease.model, lease.epoch, around.store, self._costs, self._inbox, self.tell)
+        decisions = DecisionStore(around.redis, around.limits.decisions_bytes, around.limits.decisions_kept)
+        self._writer = Writer(lease.model, lease.epoch, around.store, self._costs, decisions, self._inbox, self.tell)
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._woken = asyncio.Event()

@@ -15,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from uellm.messaging.connection import raise_if_cancelled
 from uellm.messaging.costs import CostStore
+from uellm.messaging.decisions import DecisionStore
 from uellm.messaging.inbox import Inbox
 from uellm.messaging.queries import EventRow, FinishRow, QueryStore
 
@@ -40,6 +41,7 @@ class Writer:
         epoch: int,
         store: QueryStore,
         costs: CostStore,
+        decisions: DecisionStore,
         inbox: Inbox,
         tell: Callable[[Event], None],
     ) -> None:
@@ -47,6 +49,7 @@ class Writer:
         self._epoch = epoch
         self._store = store
         self._costs = costs
+        self._decisions = decisions
         self._inbox = inbox
         self._tell = tell
         self._waiting: list[do.StoreEffect] = []
@@ -90,7 +93,12 @@ class Writer:
             for effect in effects:
                 await self._single(effect)
 
-    async def _single(self, effect: do.BeginAttempts | do.AcknowledgeEntry) -> None:
+    async def _single(self, effect: do.RecordDecision | do.BeginAttempts | do.AcknowledgeEntry) -> None:
+        if isinstance(effect, do.RecordDecision):
+            await self._until_done(
+                lambda: self._decisions.write(self._model, self._epoch, effect.decision_id, effect.record)
+            )
+            return
         if isinstance(effect, do.AcknowledgeEntry):
             await self._until_done(lambda: self._inbox.acknowledge(effect.entry_id))
             return

@@ -88,16 +88,47 @@ class PendingQuery:
         return self.arrival_ms + int(slo.completion.ToMilliseconds()) if slo.HasField("completion") else int(NEVER)
 
 
-class PendingTable:
-    """Rows are addressed by name or by slot; a slot is stable while its query waits."""
+class QueryColumns:
+    """What policies see of the waiting queries: columns, indexed by slot. Live they are a `PendingTable`'s."""
 
     def __init__(self, capacity: int = 256) -> None:
         self._columns = {name: np.zeros(capacity, dtype) for name, dtype in COLUMNS.items()}
         self._alive = np.zeros(capacity, np.bool_)
+        self.tenants = Tenants()
+
+    def slots(self) -> NDArray[np.intp]:
+        """Slots in use, in order of arrival (ties by slot)."""
+        alive = np.flatnonzero(self._alive)
+        return alive[np.argsort(self._columns["arrival_ms"][alive], kind="stable")]
+
+    def eligible(self, now_ms: int) -> tuple[NDArray[np.intp], int | None]:
+        """Slots that may be dispatched now, in order of arrival, and when the next of the others may be, in ms."""
+        slots = self.slots()
+        not_before = self._columns["not_before_ms"][slots]
+        later = not_before > now_ms
+        return slots[~later], int(not_before[later].min()) if later.any() else None
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A whole column, indexed by slot. Not to be written to."""
+        return self._columns[name]
+
+    def _double(self) -> None:
+        """Make room for as many slots again."""
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.zeros_like(column)])
+        self._alive = np.concatenate([self._alive, np.zeros_like(self._alive)])
+
+
+class PendingTable(QueryColumns):
+    """Rows are addressed by name or by slot; a slot is stable while its query waits."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        super().__init__(capacity)
         self._queries: list[PendingQuery | None] = [None] * capacity
         self._free = list(range(capacity - 1, -1, -1))
         self._slots: dict[str, int] = {}
-        self.tenants = Tenants()
+        self._numbers = np.zeros(capacity, np.int64)
+        self._added = 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -117,6 +148,8 @@ class PendingTable:
         for column, value in self._values(pending).items():
             self._columns[column][slot] = value
         self._alive[slot] = True
+        self._added += 1
+        self._numbers[slot] = self._added
 
     def remove(self, name: str) -> PendingQuery | None:
         """Take a query out; None if it does not wait."""
@@ -125,6 +158,7 @@ class PendingTable:
             return None
         pending, self._queries[slot] = self._queries[slot], None
         self._alive[slot] = False
+        self._numbers[slot] = 0
         self._free.append(slot)
         return pending
 
@@ -140,14 +174,9 @@ class PendingTable:
             raise KeyError(slot)
         return pending
 
-    def slots(self) -> NDArray[np.intp]:
-        """Slots in use, in order of arrival (ties by slot)."""
-        alive = np.flatnonzero(self._alive)
-        return alive[np.argsort(self._columns["arrival_ms"][alive], kind="stable")]
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A whole column, indexed by slot. Not to be written to."""
-        return self._columns[name]
+    def row_numbers(self) -> NDArray[np.int64]:
+        """Which row is in each slot, by a number that no other row ever has; 0: none. Not to be written to."""
+        return self._numbers
 
     def oldest_ms(self) -> int:
         """Arrival of the query that has waited longest. Raises ValueError if none waits."""
@@ -186,8 +215,7 @@ class PendingTable:
 
     def _grow(self) -> None:
         size = len(self._alive)
-        for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.zeros_like(column)])
-        self._alive = np.concatenate([self._alive, np.zeros(size, np.bool_)])
+        self._double()
+        self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
         self._queries += [None] * size
         self._free = list(range(2 * size - 1, size - 1, -1))

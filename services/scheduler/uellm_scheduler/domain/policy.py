@@ -18,7 +18,7 @@ from uellm.cost.steps import StepTime
 from uellm.v1.query_pb2 import Refusal
 from uellm.v1.stream_pb2 import EngineKind
 
-from .pending import PendingTable
+from .pending import QueryColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +74,12 @@ class QueueView:
     """All that a policy may know.
 
     Attributes:
-        table: the pending table; only rows in `slots` are to be used.
+        table: what waits; only rows in `slots` are to be used.
         slots: slots that may be dispatched now, in order of arrival, shape [n].
         engines: the deployments that take queries.
     """
 
-    table: PendingTable
+    table: QueryColumns
     slots: NDArray[np.intp]
     engines: tuple[EngineView, ...]
 

@@ -17,6 +17,13 @@ class Tenants:
         self._served = np.zeros(16)
         self._counted_ms = 0
 
+    @classmethod
+    def as_of(cls, served: NDArray[np.float64], now_ms: int) -> Tenants:
+        """Tenants that were served so many tokens, by their numbers; their names are not known."""
+        tenants = cls()
+        tenants._served, tenants._counted_ms = served, now_ms
+        return tenants
+
     def number(self, tenant: str) -> int:
         """The tenant's number, from 0, in order of appearance."""
         number = self._numbers.setdefault(tenant, len(self._numbers))
