@@ -6,6 +6,7 @@ A batch's rows leave as they end, so the pace of a step depends on how many are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,16 @@ Floats = NDArray[np.float64]
 POINTS = 8
 LEVELS = (np.arange(POINTS) + 0.5) / POINTS
 """Probabilities whose quantiles the points are."""
+TAIL = (0.99, 0.999)
+"""Probabilities of two more quantiles: what memory is kept free for."""
+NODE_MASSES = np.array([1 / POINTS] * (POINTS - 1) + [0.08875, 0.03075, 0.0045, 0.001])
+"""Of a length's nodes. Each part of the tail up to 0.999 stands half at either end: an upper bound of the mean of any
+exponential of it, as long as longer answers are rarer."""
 _Z90 = 1.2815515655446004
 
 
-def length_points(message: query_pb2.LengthDistribution) -> list[float]:
-    """The points of a predicted length, ascending, in tokens.
+def length_points(message: query_pb2.LengthDistribution, levels: Sequence[float] = LEVELS) -> list[float]:
+    """The points of a predicted length, ascending, in tokens; or its quantiles at other levels.
 
     One that has no buckets is taken as log-normal with its p50 and p90, cut at its limit.
     """
@@ -32,7 +38,7 @@ def length_points(message: query_pb2.LengthDistribution) -> list[float]:
         distribution = LengthDistribution.from_proto(message)
     except ValueError:
         distribution = _from_quantiles(message)
-    return [max(1.0, distribution.quantile(level)) for level in LEVELS]
+    return [max(1.0, distribution.quantile(level)) for level in levels]
 
 
 def _from_quantiles(message: query_pb2.LengthDistribution) -> LengthDistribution:
@@ -41,6 +47,17 @@ def _from_quantiles(message: query_pb2.LengthDistribution) -> LengthDistribution
     return LengthDistribution.from_cdf(
         log_normal_cdf(float(np.log(middle)), float(spread)), max(message.limit_tokens, 1)
     )
+
+
+def length_nodes(points: Floats, tail: Floats, limits: Floats) -> Floats:
+    """Lengths that stand for a whole distribution, with `NODE_MASSES`; shape [n, nodes].
+
+    Args:
+        points: shape [n, POINTS].
+        tail: quantiles at `TAIL`, shape [n, 2].
+        limits: longest answers, shape [n].
+    """
+    return np.concatenate([points, tail, limits[:, None]], axis=1)
 
 
 def share_within(points: Floats, tokens: Floats) -> Floats:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uellm.v1.query_pb2 import REFUSAL_REASON_DEADLINE_INFEASIBLE, DeadlineInfeasible, Refusal
 
 from .odds import share_within
 from .pending import NEVER
 from .policy import EngineView, QueueView
+from .shares import serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,34 +25,47 @@ class Late:
 
 
 def too_late(view: QueueView, now_ms: int) -> list[Late]:
-    """Queries that would miss a deadline even if served alone, as soon as may be, on the fastest engine.
+    """Queries that would miss a deadline even if served alone, as soon as may be, on the fastest engine."""
+    engines = serving(view)
+    if not engines:
+        return []
+    fastest = min(engines, key=lambda engine: engine.step_time.step_seconds(1, 0))
+    wait = min(_soonest_free(engine) for engine in engines)
+    lost = hopeless(view, view.slots, fastest, now_ms + 1000.0 * wait)
+    return [Late(int(index), _refusal(view, int(index), now_ms, fastest)) for index in lost]
+
+
+def hopeless(view: QueueView, slots: NDArray[np.intp], engine: EngineView, begin_ms: float) -> NDArray[np.intp]:
+    """Which of the slots would miss a deadline if served alone on an engine from then on: indices, ascending.
 
     A deadline counts as lost when it is kept with less than the complement of the query's confidence: as surely lost as
     it was to be surely kept.
     """
-    table, slots = view.table, view.slots
+    table, step = view.table, engine.step_time
     due, first_due = table.column("deadline_ms")[slots], table.column("first_token_deadline_ms")[slots]
-    fastest = min(view.engines, key=lambda engine: engine.step_time.step_seconds(1, 0))
-    step = fastest.step_time
     prompts = table.column("prompt_tokens")[slots] + table.column("delivered_tokens")[slots]
     start = step.startup + step.prefill_per_token * prompts
-    wait = min(_soonest_free(engine) for engine in view.engines)
-    left = (due - now_ms) / 1000.0 - wait
-    pace = step.step_seconds(1, 0)
-    tokens = 1.0 + np.maximum(left - start, -1.0) / max(pace, 1e-6)
-    remaining = np.maximum(table.column("length_points")[slots] - table.column("delivered_tokens")[slots][:, None], 1.0)
-    # Cheaply first: hardly any row is near its end.
-    near = np.flatnonzero((due != NEVER) & (tokens < remaining[:, -1]))
-    kept = share_within(remaining[near].astype(np.float64), tokens[near])
-    lost = near[kept <= 1.0 - table.column("confidence")[slots][near]]
-    mute = np.flatnonzero((first_due != NEVER) & ((first_due - now_ms) / 1000.0 - wait < start))
-    return [Late(int(index), _refusal(view, int(index), now_ms, fastest)) for index in np.union1d(lost, mute)]
+    left = (np.minimum(due, first_due) - begin_ms) / 1000.0 - start
+    # Cheaply first: hardly any row is near its end, even if its answer is as long as may be.
+    pace = max(step.step_seconds(1, 0), 1e-6)
+    near = np.flatnonzero(left < pace * table.column("length_points")[slots, -1])
+    tokens = 1.0 + np.maximum((due[near] - begin_ms) / 1000.0 - start[near], -1.0) / pace
+    delivered = table.column("delivered_tokens")[slots[near]][:, None]
+    remaining = np.maximum(table.column("length_points")[slots[near]] - delivered, 1.0).astype(np.float64)
+    kept = share_within(remaining, tokens)
+    late = (due[near] != NEVER) & (kept <= 1.0 - table.column("confidence")[slots[near]])
+    mute = (first_due[near] != NEVER) & ((first_due[near] - begin_ms) / 1000.0 < start[near])
+    return np.asarray(near[late | mute])
 
 
 def _soonest_free(engine: EngineView) -> float:
-    """Seconds until a batch may begin: hardly sooner than this."""
+    """Seconds until a batch may begin, or a row on a continuous engine: hardly sooner than this."""
     if engine.free_batches:
         return 0.0
+    if engine.continuous:
+        # Until the first of them ends they all run.
+        step = engine.step_time.step_seconds(sum(map(len, engine.running)), 0)
+        return step * min((row.fewest_tokens for row in engine.rows), default=0.0)
     pace = engine.step_time.step_seconds(1, 0)
     return pace * min((max((row.fewest_tokens for row in batch), default=0.0) for batch in engine.running), default=0.0)
 
