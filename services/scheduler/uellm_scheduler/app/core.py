@@ -57,7 +57,9 @@ class SchedulerCore:
         if self._deployed_ms is None:
             self._deployed_ms = now_ms
         self._handlers[type(event)](event, now_ms)
-        self._decide(now_ms, reviewing=isinstance(event, on.Tick))
+        # What an engine says of rows that go on changes nothing for those that wait.
+        if not isinstance(event, on.EngineNews) or any(news.finish_reason for news in event.rows):
+            self._decide(now_ms, reviewing=isinstance(event, on.Tick))
         if states := self.flight.costs.to_publish(now_ms, at_once=self.flight.handing_over):
             self._effects.append(do.PublishCostModels(states))
         effects = list(self._effects)

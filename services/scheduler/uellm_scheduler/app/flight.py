@@ -74,7 +74,8 @@ class Flight:
     def views(self, *, accepting: bool = False) -> tuple[EngineView, ...]:
         """All engines, or those that take new batches, as a policy sees them."""
         engines = [engine for engine in self.engines.values() if engine.accepts or not accepting]
-        return tuple(engine.view(self.costs.of(engine.record), self.served.of(engine.record.name)) for engine in engines)
+        served = self.served.of
+        return tuple(engine.view(self.costs.of(engine.record), served(engine.record.name)) for engine in engines)
 
     def engine_ready(self, event: on.EngineReady, now_ms: int) -> None:  # noqa: ARG002
         """An engine answers again."""

@@ -41,10 +41,15 @@ class Rows:
     owed: int | None
     """A query of best effort that has waited so long that it has a place in the next batch."""
 
-    def kept(self, tokens: Floats, waited: float, start: float) -> Floats:
-        """Probability of an answer in time, if so many tokens are made in time; shape [n]."""
-        in_time = share_within(self.points, tokens)
-        return np.where(waited + start <= self.first_left, in_time, 0.0)
+    def kept(
+        self, tokens: Floats, waited: float, start: float | Floats, rows: NDArray[np.intp] | slice = slice(None)
+    ) -> Floats:
+        """Probability of an answer in time, if so many tokens are made in time and the first one after `start` seconds.
+
+        Of some rows, or all; the result and `tokens` are of their shape.
+        """
+        in_time = share_within(self.points[rows], tokens)
+        return np.where(waited + start <= self.first_left[rows], in_time, 0.0)
 
 
 def look_at(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> Rows:

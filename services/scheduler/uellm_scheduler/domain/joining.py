@@ -79,11 +79,11 @@ def who_joins(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], no
     if not room:
         return np.zeros(0, np.intp)
     joining = np.array(room, np.intp)
-    least = 1 if not engine.rows or rows.owed == joining[0] else 0
+    least = not engine.rows or rows.owed == joining[0]
     sizes = np.unique(np.geomspace(1, len(joining), SIZES).round().astype(np.intp))
-    values = {int(size): _value(engine, rows, running, joining[:size]) for size in (*sizes, *((0,) if not least else ()))}
-    best = max(values, key=lambda size: (values[size], size))
-    return rows.index[joining[:best]]
+    tried = [int(size) for size in sizes] if least else [0, *(int(size) for size in sizes)]
+    best = max(tried, key=lambda size: (_value(engine, rows, running, joining[:size]), size))
+    return np.asarray(rows.index[joining[:best]])
 
 
 def _order(engine: EngineView, rows: Rows, running: Running) -> NDArray[np.intp]:
@@ -96,7 +96,7 @@ def _order(engine: EngineView, rows: Rows, running: Running) -> NDArray[np.intp]
     later = float(holds.mean())
 
     def chance(waited: float) -> Floats:
-        return rows.kept(np.maximum(rows.left - start - waited, 0.0) / pace, waited, 0.0)
+        return rows.kept(np.maximum(rows.left - start - waited, 0.0) / pace, waited, start)
 
     regret = rows.weight * (chance(0.0) - chance(later)) / holds
     if rows.owed is not None and running.reserved < max(1.0, RESERVED * engine.max_batch_rows):
@@ -117,5 +117,5 @@ def _value(engine: EngineView, rows: Rows, running: Running, joining: NDArray[np
     stall = engine.step_time.startup * (len(joining) > 0)
     stall += engine.step_time.prefill_per_token * float(rows.prompts[joining].sum())
     kept = running.kept(np.maximum(running.left - stall, 0.0) / pace)
-    in_time = rows.kept(np.maximum(rows.left - stall, 0.0) / pace, 0.0, stall)
-    return kept + float((rows.weight * in_time)[joining].sum())
+    in_time = rows.kept(np.maximum(rows.left[joining] - stall, 0.0) / pace, 0.0, stall, joining)
+    return kept + float((rows.weight[joining] * in_time).sum())

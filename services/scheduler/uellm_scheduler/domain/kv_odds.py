@@ -20,7 +20,9 @@ from .policy import EngineView, RunningRow
 OVERFLOW = 1e-3
 """Odds that are taken."""
 STAGES = 14
+"""Into which the time to come is cut,"""
 BODY = 9
+"""so many of them by the bulk of the lengths, the others in the tail."""
 EXPONENTS = np.array([11.0, 18.0, 30.0, 50.0, 100.0, 250.0], np.float32)
 """Per budget: small ones for few rows of uncertain length, large ones for many."""
 
@@ -114,7 +116,7 @@ class PagedCache:
             np.exp(powers, out=powers)
         powers = powers.reshape(*left.shape, STAGES * len(EXPONENTS))
         means = np.matmul(masses.astype(np.float32)[:, None, :], powers)
-        return np.log(means).reshape(-1, STAGES, len(EXPONENTS))
+        return np.asarray(np.log(means).reshape(-1, STAGES, len(EXPONENTS)))
 
     def _odds(self, logs: Floats) -> Floats:
         """Bound on the odds of an overflow at any stage; from sums of logarithms of shape [..., STAGES, EXPONENTS]."""

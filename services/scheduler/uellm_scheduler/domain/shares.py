@@ -37,9 +37,10 @@ def serving(view: QueueView) -> list[EngineView]:
 def free_places(view: QueueView) -> Iterator[EngineView]:
     """An engine for each batch that may begin now.
 
-    A share bounds the part of the recent tokens, of those that run included, that an engine may have; one batch above it
-    is let pass. Shares that sum to less than 1 are scaled up to it: what nobody else may take is not left undone. Among
-    the engines within their shares the next batch goes where it is expected to end first.
+    A share bounds the part of the recent tokens that an engine may have, those of the rows that run there included.
+    Batches are whole: half a batch above the share is let pass, and so is whoever is furthest below its own. Shares
+    that sum to less than 1 are scaled up to it: what nobody else may take is not left undone. Among the engines within
+    their shares the next batch goes where it is expected to be done first.
     """
     engines = serving(view)
     if len(engines) < 2:
@@ -48,23 +49,28 @@ def free_places(view: QueueView) -> Iterator[EngineView]:
     free = {engine.deployment: engine.free_batches for engine in engines}
     typical = max(1.0, float((view.column("p50_tokens") - view.column("delivered_tokens")).mean()))
     prompt = float(view.column("prompt_tokens").mean())
-    shares = min(1.0, sum(engine.traffic_share for engine in engines))
+    scale = 1.0 / min(1.0, sum(engine.traffic_share for engine in engines))
     tokens = {
         engine.deployment: engine.served_tokens + sum(row.expected_tokens for row in engine.rows) for engine in engines
     }
     left = len(view.slots)
     while True:
+        batch = {engine.deployment: typical * min(max(1, left), engine.max_batch_rows) for engine in engines}
         total = sum(tokens.values())
-        open_now = [
+        owed = {
+            engine.deployment: scale * engine.traffic_share * (total + batch[engine.deployment])
+            - tokens[engine.deployment]
+            for engine in engines
+        }
+        most = max(owed.values())
+        within = [
             engine
             for engine in engines
-            if free[engine.deployment]
-            and tokens[engine.deployment]
-            <= engine.traffic_share / shares * total + typical * min(max(1, left), engine.max_batch_rows)
+            if free[engine.deployment] and owed[engine.deployment] >= min(most, batch[engine.deployment] / 2)
         ]
-        if not open_now:
+        if not within:
             return
-        best = min(open_now, key=lambda engine: _done_seconds(engine, max(1, left), prompt, typical))
+        best = min(within, key=lambda engine: _done_seconds(engine, max(1, left), prompt, typical))
         rows = min(max(1, left), best.free_rows if best.continuous else best.max_batch_rows)
         free[best.deployment] -= 1
         tokens[best.deployment] += rows * typical

@@ -75,9 +75,7 @@ class Saber:
             kept = now_ms + 1000.0 * ends <= np.append(running_due, due[together])
             # What was late before is no reason to wait.
             late = np.append(running_due, np.full(len(together), np.inf)) <= now_ms
-            if (kept | late).all() and (
-                engine.continuous or budget.take(row, int(prompts[row]), int(limits[row]))
-            ):
+            if (kept | late).all() and (engine.continuous or budget.take(row, int(prompts[row]), int(limits[row]))):
                 chosen.append(row)
         return chosen
 

@@ -1,10 +1,10 @@
-"""UELLM's own policy: the batch after which most deadlines are still kept.
+"""UELLM's own policy: what runs next so that most deadlines are still kept.
 
 On a static engine a batch holds its place until its longest answer ends, so the question is not only who is urgent, but
 for how long everybody else waits. For some caps on the length of an answer, the batch of those is formed that lose most
 by waiting; each such batch is weighed by the deadlines that it keeps, less those that are lost meanwhile, which are
-never more than the best batch would keep in the same time. Deadlines are probabilities: lengths are distributions, a
-batch's pace depends on the rows expected to be alive.
+never more than the best batch would keep in the same time. Who joins a continuous engine: see `domain/joining.py`.
+Deadlines are probabilities: lengths are distributions, an engine's pace depends on the rows expected to be alive.
 
 What can't be kept any more, at the query's own confidence and served alone at once, is refused. Best effort fills
 places that are left; beyond twenty times its own service time it has a place in the next batch, one row at a time.
@@ -104,7 +104,7 @@ def _form(engine: EngineView, rows: Rows, cap: float) -> Formed:
     # Rows come by urgency: among those that lose nothing, the more urgent ones stand first.
     chosen = _fill(engine, rows, fitting[np.argsort(-regret[fitting], kind="stable")])
     course = batch_course(step, rows.prompts[chosen], rows.points[chosen])
-    kept = rows.kept(course.tokens_by(rows.left), 0.0, float(course.seconds[0]))[chosen]
+    kept = rows.kept(course.tokens_by(rows.left[chosen]), 0.0, float(course.seconds[0]), chosen)
     others = np.ones(len(rows.index), np.bool_)
     others[chosen] = False
     lost = (rows.weight * (now - chance(course.end_seconds)))[others].sum()
