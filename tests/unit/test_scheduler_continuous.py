@@ -210,16 +210,15 @@ class TestUnderLoad:
             served = serve_continuous(POLICIES[name], arrivals, continuous_record(kv_tokens=kv_tokens))
             assert served.kept + served.late + served.refused + served.best_effort == len(arrivals)
             total.kept += served.kept
-            total.seconds += served.seconds
             total.most_cached_tokens = max(total.most_cached_tokens, served.most_cached_tokens)
         return total
 
     @pytest.mark.parametrize("load", [0.8, 1.0, 1.2, 1.5])
     @pytest.mark.parametrize("noise", [0.0, 0.25, 0.5, 1.0])
     def test_wrong_predictions_do_not_make_it_worse_than_none(self, load: float, noise: float):
-        mine = self.total("uellm", load, noise)
-        others = [self.total(name, load, noise) for name in ("fifo", "edf")]
-        assert mine.kept / mine.seconds >= 0.95 * max(other.kept / other.seconds for other in others)
+        # Of the same arrivals, so in the same time: how long the last of best effort takes is no part of goodput.
+        others = [self.total(name, load, noise).kept for name in ("fifo", "edf")]
+        assert self.total("uellm", load, noise).kept >= 0.95 * max(others)
 
     @pytest.mark.parametrize("name", ["fifo", "sjf", "saber", "s3", "slo-odbs", "uellm"])
     def test_where_memory_is_short_it_does_not_overflow(self, name: str):
