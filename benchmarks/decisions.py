@@ -1,8 +1,8 @@
 """Measures one decision of a policy over many pending queries, and what a pending query takes in memory.
 
 The queries are as the profiler makes them, 32 buckets a length; one of ten is best effort. Before each decision one
-more has come, as it happens live. Run with `.venv/bin/python benchmarks/decisions.py`. Figures go to stdout as JSON; they
-depend on the machine, so no test asserts them.
+more has come, as it happens live. Run with `.venv/bin/python benchmarks/decisions.py`. Figures go to stdout as
+JSON; they depend on the machine, so no test asserts them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from .pending import NEVER
 from .policy import EngineView, QueueView
 from .tenants import fair_weights
 
-CANDIDATES = 1_024
+CANDIDATES = 512
 """Deadlines looked at for a batch, the most urgent ones, and half as many of best effort, the oldest."""
 CAP_POINT = 6
 """Which of the points of a length a cap is compared with: the 81st percentile."""

@@ -80,17 +80,18 @@ def _best_batch(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], 
     rows = look_at(view, engine, waiting, now_ms)
     lengths = np.unique(rows.points[:, CAP_POINT])
     caps = np.unique(np.quantile(lengths, np.linspace(0.125, 1.0, CAPS), method="higher"))
-    formed = [_form(engine, rows, float(cap)) for cap in caps]
+    prompt = float(np.median(rows.prompts))
+    formed = [_form(engine, rows, prompt, float(cap)) for cap in caps]
     rate = max(one.kept / one.seconds for one in formed)
     best = max(formed, key=lambda one: one.kept - min(one.lost, rate * one.seconds))
     return rows.index[best.rows]
 
 
-def _form(engine: EngineView, rows: Rows, cap: float) -> Formed:
-    """The batch of answers up to a cap that lose most by waiting."""
+def _form(engine: EngineView, rows: Rows, prompt: float, cap: float) -> Formed:
+    """The batch of answers up to a cap that lose most by waiting; `prompt`: tokens of a typical one."""
     step, size = engine.step_time, engine.max_batch_rows
-    start = step.startup + step.prefill_per_token * size * float(np.median(rows.prompts))
-    pace = max(step.step_seconds(size, size * (float(np.median(rows.prompts)) + cap / 2)), LEAST_SECONDS)
+    start = step.startup + step.prefill_per_token * size * prompt
+    pace = max(step.step_seconds(size, size * (prompt + cap / 2)), LEAST_SECONDS)
     duration = start + cap * pace
 
     def chance(waited: float) -> Floats:
