@@ -58,6 +58,8 @@ class Served:
     """By tenant."""
     waits: dict[str, float] = field(default_factory=dict)
     """Seconds in the queue, of best effort."""
+    most_cached_tokens: int = 0
+    """Of a continuous engine's cache, at any time."""
 
 
 def engine_record(rows: int = 8) -> DeploymentRecord:
@@ -68,9 +70,18 @@ def engine_record(rows: int = 8) -> DeploymentRecord:
 
 
 def workload(
-    seed: int, count: int, load: float, *, rows: int = 8, noise: float = 0.0, slo: float = 1.0
+    seed: int,
+    count: int,
+    load: float,
+    *,
+    rows: int = 8,
+    noise: float = 0.0,
+    slo: float = 1.0,
+    step: StepTime = STEP,
+    queries_per_second: float = 0.0,
 ) -> list[Arrival]:
-    """Poisson arrivals at a share of what full batches of typical answers take; three classes of deadlines.
+    """Poisson arrivals at a share of what full batches of typical answers take, or of a given rate; three classes of
+    deadlines.
 
     A prompt fixes the median of its answers' lengths; the answer spreads around it by 0.45 in the logarithm. The
     predicted median is off by a factor e^N(0, noise), which the prediction does not know.
@@ -79,7 +90,8 @@ def workload(
     made: list[Arrival] = []
     at = 1_000.0
     mean = 120.0
-    capacity = rows / (mean * STEP.step_seconds(rows, rows * 100) * 2.0)  # the longest of eight is twice the mean
+    # The longest of eight is twice the mean.
+    capacity = queries_per_second or rows / (mean * STEP.step_seconds(rows, rows * 100) * 2.0)
     for number in range(count):
         at += 1000 * draw.expovariate(load * capacity)
         median = min(LIMIT, math.exp(draw.gauss(math.log(85), 0.75)))
@@ -87,7 +99,7 @@ def workload(
         told = median * math.exp(draw.gauss(0, noise)) if noise else median
         kind = draw.random()
         # Slack in multiples of what the answer takes by itself: interactive, standard, relaxed, none.
-        alone = STEP.alone_seconds(40, median)
+        alone = step.alone_seconds(40, median)
         seconds = slo * (10 + 2 * alone if kind < 0.3 else 30 + 3 * alone if kind < 0.7 else 90 + 5 * alone)
         if kind > 0.9:
             seconds = 0.0

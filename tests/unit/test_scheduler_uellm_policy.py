@@ -11,11 +11,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 from uellm_scheduler.app.batches import Engine
+from uellm_scheduler.domain.candidates import PATIENCE
 from uellm_scheduler.domain.odds import POINTS, batch_course, length_points, share_within
 from uellm_scheduler.domain.pending import PendingTable
 from uellm_scheduler.domain.policy import Decision, QueueView
 from uellm_scheduler.policies import POLICIES
-from uellm_scheduler.policies.uellm import PATIENCE
 
 from tests.support.policy_world import STEP, Arrival, Served, engine_record, pending, serve, workload
 from uellm.cost.lengths import LengthDistribution

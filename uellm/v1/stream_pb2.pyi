@@ -496,30 +496,36 @@ class DecisionRecord(_message.Message):
     def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., removed_slots: _Optional[_Iterable[int]] = ..., keyframe: _Optional[bool] = ..., engines: _Optional[_Iterable[_Union[EngineSnapshot, _Mapping]]] = ..., tenants_served: _Optional[bytes] = ..., queued: _Optional[int] = ..., policy_version: _Optional[int] = ...) -> None: ...
 
 class EngineSnapshot(_message.Message):
-    __slots__ = ("deployment", "record", "cost_model", "free_batches", "running")
+    __slots__ = ("deployment", "record", "cost_model", "free_batches", "running", "served_tokens")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     RECORD_FIELD_NUMBER: _ClassVar[int]
     COST_MODEL_FIELD_NUMBER: _ClassVar[int]
     FREE_BATCHES_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
+    SERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     record: DeploymentRecord
     cost_model: CostModelState
     free_batches: int
     running: _containers.RepeatedCompositeFieldContainer[RunningBatchSnapshot]
-    def __init__(self, deployment: _Optional[str] = ..., record: _Optional[_Union[DeploymentRecord, _Mapping]] = ..., cost_model: _Optional[_Union[CostModelState, _Mapping]] = ..., free_batches: _Optional[int] = ..., running: _Optional[_Iterable[_Union[RunningBatchSnapshot, _Mapping]]] = ...) -> None: ...
+    served_tokens: float
+    def __init__(self, deployment: _Optional[str] = ..., record: _Optional[_Union[DeploymentRecord, _Mapping]] = ..., cost_model: _Optional[_Union[CostModelState, _Mapping]] = ..., free_batches: _Optional[int] = ..., running: _Optional[_Iterable[_Union[RunningBatchSnapshot, _Mapping]]] = ..., served_tokens: _Optional[float] = ...) -> None: ...
 
 class RunningBatchSnapshot(_message.Message):
-    __slots__ = ("prompt_tokens", "delivered_tokens", "limit_tokens", "length_points")
+    __slots__ = ("prompt_tokens", "delivered_tokens", "limit_tokens", "length_points", "length_tail", "deadline_ms")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LIMIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_POINTS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_TAIL_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: _containers.RepeatedScalarFieldContainer[int]
     delivered_tokens: _containers.RepeatedScalarFieldContainer[int]
     limit_tokens: _containers.RepeatedScalarFieldContainer[int]
     length_points: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, prompt_tokens: _Optional[_Iterable[int]] = ..., delivered_tokens: _Optional[_Iterable[int]] = ..., limit_tokens: _Optional[_Iterable[int]] = ..., length_points: _Optional[_Iterable[float]] = ...) -> None: ...
+    length_tail: _containers.RepeatedScalarFieldContainer[float]
+    deadline_ms: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_tokens: _Optional[_Iterable[int]] = ..., delivered_tokens: _Optional[_Iterable[int]] = ..., limit_tokens: _Optional[_Iterable[int]] = ..., length_points: _Optional[_Iterable[float]] = ..., length_tail: _Optional[_Iterable[float]] = ..., deadline_ms: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BatchDecision(_message.Message):
     __slots__ = ("batch_id", "deployment", "names")

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.model import CostModel
-from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
+from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, ENGINE_KIND_CONTINUOUS, DeploymentRecord
 
-from ..domain.odds import length_points
+from ..domain.odds import LEVELS, POINTS, TAIL, length_points
 from ..domain.outcomes import Service
-from ..domain.pending import PendingQuery, Progress
+from ..domain.pending import NEVER, PendingQuery, Progress
 from ..domain.policy import EngineView, RunningRow
 
 
@@ -24,20 +24,26 @@ class Row:
     text: list[str]
     first_token_ms: int
     length_points: tuple[float, ...]
+    length_tail: tuple[float, ...]
+    deadline_ms: int
     temperature: float = 0.0
     cancel_wanted: bool = False
 
     @classmethod
     def of(cls, pending: PendingQuery) -> Row:
         """The row of a query that is dispatched."""
-        progress = pending.progress
+        progress, slo = pending.progress, pending.query.slo
+        quantiles = tuple(length_points(pending.query.profile.output_length, (*LEVELS, *TAIL)))
+        due = pending.arrival_ms + slo.completion.ToMilliseconds() if slo.HasField("completion") else NEVER
         return cls(
             pending,
             pending.attempts + 1,
             list(progress.token_ids),
             [progress.text],
             progress.first_token_ms,
-            tuple(length_points(pending.query.profile.output_length)),
+            quantiles[:POINTS],
+            quantiles[POINTS:],
+            int(due),
         )
 
     @property
@@ -90,15 +96,27 @@ class Engine:
         """Queries on it."""
         return sum(len(batch.rows) for batch in self.batches.values())
 
-    def view(self, cost: CostModel | None = None) -> EngineView:
+    @property
+    def free_batches(self) -> int:
+        """How many batches it takes now. A continuous engine takes one more wherever a row is free."""
+        limits = self.record.limits
+        if self.record.engine_kind == ENGINE_KIND_CONTINUOUS:
+            return int(self.in_flight < limits.max_batch_rows)
+        return max(0, limits.max_concurrent_batches - len(self.batches))
+
+    def view(self, cost: CostModel | None = None, served_tokens: float = 0.0) -> EngineView:
         """As a policy sees it; without a cost model it has the deployment's prior."""
-        free = max(0, self.record.limits.max_concurrent_batches - len(self.batches))
+        cost = cost or CostModel.from_prior(self.record.step_time_prior)
         running = tuple(tuple(_running(row) for row in batch.rows.values()) for batch in self.batches.values())
-        return engine_view(self.record, cost or CostModel.from_prior(self.record.step_time_prior), free, running)
+        return engine_view(self.record, cost, self.free_batches, running, served_tokens)
 
 
 def engine_view(
-    record: DeploymentRecord, cost: CostModel, free_batches: int, running: tuple[tuple[RunningRow, ...], ...]
+    record: DeploymentRecord,
+    cost: CostModel,
+    free_batches: int,
+    running: tuple[tuple[RunningRow, ...], ...],
+    served_tokens: float = 0.0,
 ) -> EngineView:
     """A deployment with what runs on it, as a policy sees it; live and in replay."""
     limits = record.limits
@@ -113,6 +131,8 @@ def engine_view(
         cost=cost,
         traffic_share=record.traffic_share,
         running=running,
+        page_tokens=limits.kv_page_tokens,
+        served_tokens=served_tokens,
     )
 
 
@@ -123,4 +143,6 @@ def _running(row: Row) -> RunningRow:
         len(row.token_ids),
         row.length_points,
         profile.output_length.limit_tokens,
+        row.length_tail,
+        row.deadline_ms,
     )

@@ -104,7 +104,7 @@ class SchedulerCore:
     def _tick(self, event: on.Tick, now_ms: int) -> None:  # noqa: ARG002
         slots = self.pending.slots()
         late = (self.pending.column("deadline_ms")[slots] < now_ms) & self.pending.column("cancel_on_miss")[slots]
-        self._end_all([self.pending.at(int(slot)).name for slot in slots[late]], QUERY_STATE_CANCELLED, now_ms)
+        self._end_all([self.pending.name_at(int(slot)) for slot in slots[late]], QUERY_STATE_CANCELLED, now_ms)
         self.flight.tick(now_ms)
         if self.flight.engines:
             self._deployed_ms = now_ms
@@ -140,9 +140,9 @@ class SchedulerCore:
         recorded = self._recorder.record(view, decision, batch_ids, self.policy.info, draw, now_ms)
         self._effects += recorded
         decision_id = recorded[-1].decision_id
-        refusals = [(self.pending.at(plan.slot).name, plan.refusal) for plan in decision.refusals]
+        refusals = [(self.pending.name_at(plan.slot), plan.refusal) for plan in decision.refusals]
         for batch_id, plan in zip(batch_ids, decision.batches, strict=True):
-            names = [self.pending.at(slot).name for slot in plan.slots]
+            names = [self.pending.name_at(slot) for slot in plan.slots]
             queries = [q for name in names if (q := self.pending.remove(name))]
             self.flight.dispatch(batch_id, plan.deployment, queries, now_ms, decision_id)
         for name, refusal in refusals:

@@ -22,6 +22,7 @@ from ..domain.failures import attempt_of, failure_of, no_more_attempts, retry_at
 from ..domain.outcomes import FINISH_REASONS, observation_of, outcome_of
 from ..domain.pending import PendingQuery, PendingTable
 from ..domain.policy import EngineView
+from ..domain.shares import RecentTokens
 from . import effects as do
 from . import events as on
 from .batches import Batch, Engine, Row
@@ -44,6 +45,7 @@ class Flight:
         self.engines: dict[str, Engine] = {}
         self.batches: dict[str, Batch] = {}
         self.costs = CostModels()
+        self.served = RecentTokens()
         self.handing_over = False
         self._rows: dict[str, Batch] = {}
         self._prefix = batch_prefix
@@ -74,7 +76,8 @@ class Flight:
     def views(self, *, accepting: bool = False) -> tuple[EngineView, ...]:
         """All engines, or those that take new batches, as a policy sees them."""
         engines = [engine for engine in self.engines.values() if engine.accepts or not accepting]
-        return tuple(engine.view(self.costs.of(engine.record)) for engine in engines)
+        served = self.served.of
+        return tuple(engine.view(self.costs.of(engine.record), served(engine.record.name)) for engine in engines)
 
     def engine_ready(self, event: on.EngineReady, now_ms: int) -> None:  # noqa: ARG002
         """An engine answers again."""
@@ -150,6 +153,7 @@ class Flight:
                 continue
             delta = _absorb(row, news, now_ms)
             self._pending.tenants.serve(row.pending.tenant, len(news.token_ids), now_ms)
+            self.served.count(batch.deployment.name, len(news.token_ids), now_ms)
             if news.finish_reason:
                 self._leave(batch, news.name)
                 finish = self._row_end(batch, row, news, delta, aggregates, now_ms)

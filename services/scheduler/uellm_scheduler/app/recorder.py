@@ -124,7 +124,7 @@ class Recorder:
         if len(added):
             slots = added.tolist()
             record.slots.extend(slots)
-            record.names.extend([self._pending.at(slot).name for slot in slots])
+            record.names.extend([self._pending.name_at(slot) for slot in slots])
             for name in COLUMNS:
                 record.columns[name] = little_endian(self._pending.column(name)[added])
 
@@ -136,10 +136,10 @@ class Recorder:
         record.tenants_served = little_endian(view.table.tenants.served(now_ms))
         record.engines.extend(self._snapshot(engine) for engine in view.engines)
         for batch_id, batch in zip(batch_ids, decision.batches, strict=True):
-            names = [self._pending.at(slot).name for slot in batch.slots]
+            names = [self._pending.name_at(slot) for slot in batch.slots]
             record.batches.append(BatchDecision(batch_id=batch_id, deployment=batch.deployment, names=names))
         for plan in decision.refusals:
-            name = self._pending.at(plan.slot).name
+            name = self._pending.name_at(plan.slot)
             record.refusals.append(RefusalDecision(name=name, refusal=plan.refusal))
 
     def _snapshot(self, view: EngineView) -> EngineSnapshot:
@@ -147,6 +147,7 @@ class Recorder:
             deployment=view.deployment,
             free_batches=view.free_batches,
             running=[_running(rows) for rows in view.running],
+            served_tokens=view.served_tokens,
         )
         record, known = self._flight.engines[view.deployment].record, self._engines.get(view.deployment)
         if known is None or not _alike(record, known.record):
@@ -186,6 +187,8 @@ def _running(rows: Sequence[RunningRow]) -> RunningBatchSnapshot:
         delivered_tokens=[row.delivered_tokens for row in rows],
         limit_tokens=[row.limit_tokens for row in rows],
         length_points=[point for row in rows for point in row.length_points],
+        length_tail=[point for row in rows for point in row.length_tail],
+        deadline_ms=[row.deadline_ms for row in rows],
     )
 
 

@@ -11,7 +11,7 @@ from uellm.cost.model import CostModel
 from uellm.v1.query_pb2 import Refusal
 from uellm.v1.stream_pb2 import CostModelState, DecisionRecord, DeploymentRecord, EngineSnapshot, RunningBatchSnapshot
 
-from ..domain.odds import POINTS
+from ..domain.odds import POINTS, TAIL
 from ..domain.pending import COLUMNS, QueryColumns
 from ..domain.policy import Decision, EngineView, Policy, QueueView, RunningRow
 from ..domain.tenants import Tenants
@@ -74,6 +74,7 @@ class RecordedTable(QueryColumns):
         for slot in slots:
             del self.slot_of[self.names.pop(slot)]
             self._alive[slot] = False
+        self._order.changed()
 
     def add(self, record: DecisionRecord) -> None:
         """Fill slots with the rows of an entry; a column that it does not have is 0. Raises ValueError."""
@@ -88,6 +89,7 @@ class RecordedTable(QueryColumns):
         self.names.update(zip(record.slots, record.names, strict=True))
         self.slot_of.update(zip(record.names, record.slots, strict=True))
         self._alive[slots] = True
+        self._order.changed()
         for name, dtype in COLUMNS.items():
             if name not in record.columns:
                 self._columns[name][slots] = 0
@@ -157,7 +159,7 @@ class Recording:
             raise KeyError(snapshot.deployment)
         self._engines[snapshot.deployment] = record, state
         running = tuple(_running(batch) for batch in snapshot.running)
-        return engine_view(record, CostModel.of(record, state), snapshot.free_batches, running)
+        return engine_view(record, CostModel.of(record, state), snapshot.free_batches, running, snapshot.served_tokens)
 
 
 def recorded_choice(record: DecisionRecord) -> Choice:
@@ -194,10 +196,16 @@ def _same_version(policy: Policy | None, record: DecisionRecord) -> Policy | Non
 
 
 def _running(batch: RunningBatchSnapshot) -> tuple[RunningRow, ...]:
-    points = batch.length_points
+    points, tails = batch.length_points, batch.length_tail
+    columns = zip(batch.prompt_tokens, batch.delivered_tokens, batch.limit_tokens, batch.deadline_ms, strict=True)
     return tuple(
-        RunningRow(prompt, delivered, tuple(points[POINTS * row : POINTS * (row + 1)]), limit)
-        for row, (prompt, delivered, limit) in enumerate(
-            zip(batch.prompt_tokens, batch.delivered_tokens, batch.limit_tokens, strict=True)
+        RunningRow(
+            prompt,
+            delivered,
+            tuple(points[POINTS * row : POINTS * (row + 1)]),
+            limit,
+            tuple(tails[len(TAIL) * row : len(TAIL) * (row + 1)]),
+            deadline,
         )
+        for row, (prompt, delivered, limit, deadline) in enumerate(columns)
     )

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
+from .kv_odds import CachedRows, PagedCache
 from .pending import NEVER
 from .policy import BatchBudget, BatchPlan, Decision, EngineView, QueueView
+from .shares import free_places
 
 BEST_EFFORT_SLO_SECONDS = 300.0
 """What a query without an SLO counts as where a policy needs a number: the loosest SLO of the paper's workload."""
-
-
-def free_places(view: QueueView) -> Iterator[EngineView]:
-    """An engine for each batch that may begin now."""
-    return (engine for engine in view.engines for _ in range(engine.free_batches))
 
 
 def fill_in_order(view: QueueView, order: NDArray[np.intp]) -> Decision:
@@ -24,16 +19,34 @@ def fill_in_order(view: QueueView, order: NDArray[np.intp]) -> Decision:
 
     `order` are indices into the eligible rows.
     """
-    slots, prompts, limits = view.slots[order], view.column("prompt_tokens")[order], view.column("limit_tokens")[order]
-    batches = []
-    at = 0
+    slots, batches = view.slots[order], []
     for engine in free_places(view):
-        budget = BatchBudget(engine)
-        while at < len(order) and budget.take(int(slots[at]), int(prompts[at]), int(limits[at])):
-            at += 1
-        if budget.slots:
-            batches.append(BatchPlan(engine.deployment, tuple(budget.slots)))
+        chosen = fitting(view, engine, slots)
+        if chosen:
+            batches.append(BatchPlan(engine.deployment, tuple(chosen)))
+        slots = slots[len(chosen) :]
     return Decision(batches=tuple(batches))
+
+
+def fitting(view: QueueView, engine: EngineView, slots: NDArray[np.intp], skips: int = 0) -> list[int]:
+    """The first of the slots for which there is room, places and memory.
+
+    Up to the first for which there is none, or for which there is none behind `skips` others.
+    """
+    if engine.continuous:
+        slots = slots[: engine.free_rows + skips] if engine.free_rows else slots[:0]
+        rows = PagedCache(engine).choose(CachedRows.waiting(view.table, slots), skips)
+        return [int(slot) for slot in slots[rows[: engine.free_rows]]]
+    budget, missed = BatchBudget(engine), 0
+    prompts, limits = view.table.column("prompt_tokens"), view.table.column("limit_tokens")
+    for slot in slots.tolist():
+        if budget.rows >= engine.max_batch_rows:
+            break
+        if not budget.take(slot, int(prompts[slot]), int(limits[slot])):
+            missed += 1
+            if missed > skips:
+                break
+    return budget.slots
 
 
 def due_ms(view: QueueView) -> NDArray[np.int64]:

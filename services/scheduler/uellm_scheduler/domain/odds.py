@@ -6,6 +6,7 @@ A batch's rows leave as they end, so the pace of a step depends on how many are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,18 @@ Floats = NDArray[np.float64]
 POINTS = 8
 LEVELS = (np.arange(POINTS) + 0.5) / POINTS
 """Probabilities whose quantiles the points are."""
+TAIL = (0.99, 0.999)
+"""Probabilities of two more quantiles: what memory is kept free for."""
+NODE_MASSES = np.array([1 / POINTS] * (POINTS - 1) + [0.08875, 0.03075, 0.0045, 0.001])
+"""Of a length's nodes. Each part of the tail up to 0.999 stands half at either end: an upper bound of the mean of any
+exponential of it, as long as longer answers are rarer."""
+KNOTS = 64
+"""Lengths at most at which a batch's course is computed."""
 _Z90 = 1.2815515655446004
 
 
-def length_points(message: query_pb2.LengthDistribution) -> list[float]:
-    """The points of a predicted length, ascending, in tokens.
+def length_points(message: query_pb2.LengthDistribution, levels: Sequence[float] | Floats = LEVELS) -> list[float]:
+    """The points of a predicted length, ascending, in tokens; or its quantiles at other levels.
 
     One that has no buckets is taken as log-normal with its p50 and p90, cut at its limit.
     """
@@ -32,7 +40,7 @@ def length_points(message: query_pb2.LengthDistribution) -> list[float]:
         distribution = LengthDistribution.from_proto(message)
     except ValueError:
         distribution = _from_quantiles(message)
-    return [max(1.0, distribution.quantile(level)) for level in LEVELS]
+    return [max(1.0, distribution.quantile(level)) for level in levels]
 
 
 def _from_quantiles(message: query_pb2.LengthDistribution) -> LengthDistribution:
@@ -43,6 +51,17 @@ def _from_quantiles(message: query_pb2.LengthDistribution) -> LengthDistribution
     )
 
 
+def length_nodes(points: Floats, tail: Floats, limits: Floats) -> Floats:
+    """Lengths that stand for a whole distribution, with `NODE_MASSES`; shape [n, nodes].
+
+    Args:
+        points: shape [n, POINTS].
+        tail: quantiles at `TAIL`, shape [n, 2].
+        limits: longest answers, shape [n].
+    """
+    return np.concatenate([points, tail, limits[:, None]], axis=1)
+
+
 def share_within(points: Floats, tokens: Floats) -> Floats:
     """Probability that each length is at most so many tokens; between two points evenly.
 
@@ -50,15 +69,19 @@ def share_within(points: Floats, tokens: Floats) -> Floats:
         points: shape [..., POINTS], ascending.
         tokens: shape [...], or one that goes with it.
     """
-    wanted, first = tokens[..., None], points[..., 0]
-    low, high = points[..., :-1], points[..., 1:]
-    # The small number lets points that coincide, at a limit, be passed together.
-    parts = np.clip((wanted - low + 1e-6) / np.maximum(high - low, 1e-6), 0.0, 1.0).sum(axis=-1)
+    shape = np.broadcast_shapes(points.shape[:-1], tokens.shape)
+    passed = np.zeros(shape, np.int8)
+    for point in range(POINTS):
+        passed += points[..., point] <= tokens
+    known = np.broadcast_to(points, (*shape, POINTS))
+    before = np.clip(passed - 1, 0, POINTS - 2).astype(np.intp)[..., None]
+    low = np.take_along_axis(known, before, -1)[..., 0]
+    high = np.take_along_axis(known, before + 1, -1)[..., 0]
+    between = passed - 0.5 + (np.minimum(tokens, high) - low) / np.maximum(high - low, 1e-6)
     # Half a part lies before the first point, as dense as the part behind it, and half a part at the last one.
-    reach = np.maximum((points[..., 1] - first) / 2, 1e-6)
-    before = np.clip((tokens - first + reach) / reach, 0.0, 1.0)
-    behind = (tokens >= points[..., -1]).astype(np.float64)
-    return np.asarray((0.5 * before + parts + 0.5 * behind) / POINTS)
+    ahead = 0.5 + 0.5 * np.maximum((tokens - low) / np.maximum((high - low) / 2, 1e-6), -1.0)
+    share = np.where(passed == 0, ahead, np.where(passed == POINTS, float(POINTS), between))
+    return np.asarray(share / POINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +110,8 @@ def batch_course(step: StepTime, prompt_tokens: Floats, points: Floats) -> Cours
     """
     rows, longest_prompt = len(prompt_tokens), float(prompt_tokens.max())
     grid = np.unique(np.append(points, 1.0))
+    if len(grid) > KNOTS:
+        grid = grid[np.linspace(0, len(grid) - 1, KNOTS).round().astype(np.intp)]
     middles = (grid[1:] + grid[:-1]) / 2
     alive = 1.0 - share_within(points[:, None, :], middles[None, :])
     anyone = 1.0 - (1.0 - alive).prod(axis=0)

@@ -6,7 +6,7 @@ in Redis until dispatch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from uellm.v1.query_pb2 import ON_MISS_CANCEL
 from uellm.v1.stream_pb2 import Attempt, ProfiledQuery
 
-from .odds import POINTS, length_points
+from .arrivals import ArrivalOrder
+from .odds import LEVELS, POINTS, TAIL, length_points
 from .tenants import Tenants
 
 NEVER = np.iinfo(np.int64).max
@@ -30,6 +31,7 @@ COLUMNS: dict[str, Any] = {
     "confidence": np.float32,
     "prompt_tokens": np.int32,
     "length_points": np.dtype((np.float32, POINTS)),
+    "length_tail": np.dtype((np.float32, len(TAIL))),
     "p50_tokens": np.float32,
     "p90_tokens": np.float32,
     "p99_tokens": np.float32,
@@ -55,6 +57,7 @@ class Progress:
 
 
 NOTHING = Progress()
+_PACKED = ProfiledQuery()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +97,12 @@ class QueryColumns:
     def __init__(self, capacity: int = 256) -> None:
         self._columns = {name: np.zeros(capacity, dtype) for name, dtype in COLUMNS.items()}
         self._alive = np.zeros(capacity, np.bool_)
+        self._order = ArrivalOrder()
         self.tenants = Tenants()
 
     def slots(self) -> NDArray[np.intp]:
         """Slots in use, in order of arrival (ties by slot)."""
-        alive = np.flatnonzero(self._alive)
-        return alive[np.argsort(self._columns["arrival_ms"][alive], kind="stable")]
+        return self._order.of(self._alive, self._columns["arrival_ms"])
 
     def eligible(self, now_ms: int) -> tuple[NDArray[np.intp], int | None]:
         """Slots that may be dispatched now, in order of arrival, and when the next of the others may be, in ms."""
@@ -120,11 +123,15 @@ class QueryColumns:
 
 
 class PendingTable(QueryColumns):
-    """Rows are addressed by name or by slot; a slot is stable while its query waits."""
+    """Rows are addressed by name or by slot; a slot is stable while its query waits.
+
+    Queries are held serialized: as message objects they take four times as much memory.
+    """
 
     def __init__(self, capacity: int = 256) -> None:
         super().__init__(capacity)
         self._queries: list[PendingQuery | None] = [None] * capacity
+        self._packed: list[bytes] = [b""] * capacity
         self._free = list(range(capacity - 1, -1, -1))
         self._slots: dict[str, int] = {}
         self._numbers = np.zeros(capacity, np.int64)
@@ -144,35 +151,45 @@ class PendingTable(QueryColumns):
             self._grow()
         slot = self._free.pop()
         self._slots[pending.name] = slot
-        self._queries[slot] = pending
+        self._queries[slot], self._packed[slot] = replace(pending, query=_PACKED), pending.query.SerializeToString()
         for column, value in self._values(pending).items():
             self._columns[column][slot] = value
         self._alive[slot] = True
         self._added += 1
         self._numbers[slot] = self._added
+        self._order.changed()
 
     def remove(self, name: str) -> PendingQuery | None:
         """Take a query out; None if it does not wait."""
         slot = self._slots.pop(name, None)
         if slot is None:
             return None
-        pending, self._queries[slot] = self._queries[slot], None
+        pending = self.at(slot)
+        self._queries[slot], self._packed[slot] = None, b""
         self._alive[slot] = False
         self._numbers[slot] = 0
+        self._order.changed()
         self._free.append(slot)
         return pending
 
     def get(self, name: str) -> PendingQuery | None:
         """The query of that name; None if it does not wait."""
         slot = self._slots.get(name)
-        return None if slot is None else self._queries[slot]
+        return None if slot is None else self.at(slot)
 
     def at(self, slot: int) -> PendingQuery:
         """The query in a slot. Raises KeyError if there is none."""
         pending = self._queries[slot]
         if pending is None:
             raise KeyError(slot)
-        return pending
+        return replace(pending, query=ProfiledQuery.FromString(self._packed[slot]))
+
+    def name_at(self, slot: int) -> str:
+        """The name of the query in a slot. Raises KeyError if there is none."""
+        pending = self._queries[slot]
+        if pending is None:
+            raise KeyError(slot)
+        return pending.name
 
     def row_numbers(self) -> NDArray[np.int64]:
         """Which row is in each slot, by a number that no other row ever has; 0: none. Not to be written to."""
@@ -190,6 +207,7 @@ class PendingTable(QueryColumns):
         query, length = pending.query, pending.query.profile.output_length
         arrival = pending.arrival_ms
         slo = query.slo
+        quantiles = length_points(length, (*LEVELS, *TAIL))
         return {
             "arrival_ms": arrival,
             "deadline_ms": pending.deadline_ms,
@@ -199,7 +217,8 @@ class PendingTable(QueryColumns):
             "not_before_ms": pending.not_before_ms,
             "confidence": slo.confidence or DEFAULT_CONFIDENCE,
             "prompt_tokens": query.profile.prompt_tokens,
-            "length_points": length_points(length),
+            "length_points": quantiles[:POINTS],
+            "length_tail": quantiles[POINTS:],
             "p50_tokens": length.p50_tokens,
             "p90_tokens": length.p90_tokens,
             "p99_tokens": length.p99_tokens,
@@ -218,4 +237,5 @@ class PendingTable(QueryColumns):
         self._double()
         self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
         self._queries += [None] * size
+        self._packed += [b""] * size
         self._free = list(range(2 * size - 1, size - 1, -1))

@@ -16,9 +16,9 @@ from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.model import CostModel
 from uellm.cost.steps import StepTime
 from uellm.v1.query_pb2 import Refusal
-from uellm.v1.stream_pb2 import EngineKind
+from uellm.v1.stream_pb2 import ENGINE_KIND_CONTINUOUS, EngineKind
 
-from .pending import QueryColumns
+from .pending import NEVER, QueryColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class RunningRow:
     length_points: tuple[float, ...]
     """Predicted length as `odds.length_points` has it."""
     limit_tokens: int
+    length_tail: tuple[float, ...] = ()
+    """Its quantiles at `odds.TAIL`; empty: as long as its limit."""
+    deadline_ms: int = NEVER
+    """When the whole answer is due, on the queue's clock."""
 
     @property
     def expected_tokens(self) -> float:
@@ -51,8 +55,9 @@ class EngineView:
     """Resource name."""
     kind: EngineKind
     free_batches: int
-    """How many batches it takes now."""
+    """How many batches it takes now; a continuous engine with a free row one."""
     max_batch_rows: int
+    """Of one batch; of a continuous engine, rows at once."""
     context_tokens: int
     """Prompt and answer together."""
     kv_budget_bytes: int
@@ -62,6 +67,27 @@ class EngineView:
     traffic_share: float
     running: tuple[tuple[RunningRow, ...], ...] = ()
     """Rows of each batch that runs."""
+    page_tokens: int = 0
+    """Of one page of the cache; 0: it is not paged."""
+    served_tokens: float = 0.0
+    """Made lately, those of long ago less: as `shares.RecentTokens` counts."""
+
+    @property
+    def continuous(self) -> bool:
+        """Whether rows join and leave at any step."""
+        return self.kind == ENGINE_KIND_CONTINUOUS
+
+    @property
+    def rows(self) -> list[RunningRow]:
+        """All that run on it, or are about to."""
+        return [row for batch in self.running for row in batch]
+
+    @property
+    def free_rows(self) -> int:
+        """How many rows may begin now, as far as places go."""
+        if self.continuous:
+            return max(0, self.max_batch_rows - sum(map(len, self.running))) if self.free_batches else 0
+        return self.free_batches * self.max_batch_rows
 
     @property
     def step_time(self) -> StepTime:

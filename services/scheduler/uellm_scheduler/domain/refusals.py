@@ -15,6 +15,7 @@ from .odds import share_within
 from .overload import demand, seconds_per_token, surplus, work_of
 from .pending import NEVER
 from .policy import EngineView, QueueView
+from .shares import serving
 
 LEAST_RETRY_SECONDS = 0.1
 
@@ -30,14 +31,17 @@ class Late:
 
 def refusals(view: QueueView, now_ms: int) -> list[Late]:
     """Queries to refuse now: what is too late, and, where the rest is too much, what costs the most of it."""
-    wait = soonest(view.engines)
-    late = too_late(view, now_ms, wait)
-    rest = np.setdiff1d(np.arange(len(view.slots)), late, assume_unique=True)
-    work = work_of(QueueView(view.table, view.slots[rest], view.engines), now_ms, wait)
+    engines = serving(view)
+    if not engines:
+        return []
+    wait, fastest = soonest(engines), fastest_of(engines)
+    late = hopeless(view, view.slots, fastest, now_ms + 1000.0 * wait)
+    rest = np.delete(np.arange(len(view.slots)), late)
+    work = work_of(QueueView(view.table, view.slots[rest], tuple(engines)), now_ms, wait)
     dropped = surplus(work)
     if not len(late) and not len(dropped):
         return []
-    told = _Told(view, now_ms, wait, demand(work), _fastest(view))
+    told = _Told(view, now_ms, wait, demand(work), seconds_per_token(engines), fastest)
     before = dict(zip(work.index.tolist(), (work.left - wait - work.slack - work.seconds).tolist(), strict=True))
     return [
         *(Late(index, told.too_late(index)) for index in late.tolist()),
@@ -45,39 +49,43 @@ def refusals(view: QueueView, now_ms: int) -> list[Late]:
     ]
 
 
-def too_late(view: QueueView, now_ms: int, wait: float) -> NDArray[np.intp]:
-    """Queries that would miss a deadline even if served alone, after `wait` seconds, on the fastest engine.
+def hopeless(view: QueueView, slots: NDArray[np.intp], engine: EngineView, begin_ms: float) -> NDArray[np.intp]:
+    """Which of the slots would miss a deadline if served alone on an engine from then on: indices, ascending.
 
     A deadline counts as lost when it is kept with less than the complement of the query's confidence (the confidence
-    itself, where that is less): as surely lost as it was to be surely kept. Indices into the eligible rows.
+    itself, where that is less): as surely lost as it was to be surely kept.
     """
-    table, slots = view.table, view.slots
+    table, step = view.table, engine.step_time
     due, first_due = table.column("deadline_ms")[slots], table.column("first_token_deadline_ms")[slots]
-    step = _fastest(view).step_time
     prompts = table.column("prompt_tokens")[slots] + table.column("delivered_tokens")[slots]
     start = step.startup + step.prefill_per_token * prompts
-    left = (due - now_ms) / 1000.0 - wait
-    pace = step.step_seconds(1, 0)
-    tokens = 1.0 + np.maximum(left - start, -1.0) / max(pace, 1e-6)
-    remaining = np.maximum(table.column("length_points")[slots] - table.column("delivered_tokens")[slots][:, None], 1.0)
-    # Cheaply first: hardly any row is near its end.
-    near = np.flatnonzero((due != NEVER) & (tokens < remaining[:, -1]))
-    kept = share_within(remaining[near].astype(np.float64), tokens[near])
-    confidence = table.column("confidence")[slots][near]
-    lost = near[kept <= np.minimum(confidence, 1.0 - confidence)]
-    mute = np.flatnonzero((first_due != NEVER) & ((first_due - now_ms) / 1000.0 - wait < start))
-    return np.union1d(lost, mute)
+    left = (np.minimum(due, first_due) - begin_ms) / 1000.0 - start
+    # Cheaply first: hardly any row is near its end, even if its answer is as long as may be.
+    pace = max(step.step_seconds(1, 0), 1e-6)
+    near = np.flatnonzero(left < pace * table.column("length_points")[slots, -1])
+    tokens = 1.0 + np.maximum((due[near] - begin_ms) / 1000.0 - start[near], -1.0) / pace
+    delivered = table.column("delivered_tokens")[slots[near]][:, None]
+    remaining = np.maximum(table.column("length_points")[slots[near]] - delivered, 1.0).astype(np.float64)
+    kept = share_within(remaining, tokens)
+    confidence = table.column("confidence")[slots[near]]
+    late = (due[near] != NEVER) & (kept <= np.minimum(confidence, 1.0 - confidence))
+    mute = (first_due[near] != NEVER) & ((first_due[near] - begin_ms) / 1000.0 < start[near])
+    return np.asarray(near[late | mute])
 
 
 def soonest(engines: Sequence[EngineView]) -> float:
-    """Seconds until any of them takes a batch; 0 without engines."""
+    """Seconds until any of them takes a query; 0 without engines."""
     return min((soonest_free(engine) for engine in engines), default=0.0)
 
 
 def soonest_free(engine: EngineView) -> float:
-    """Seconds until a batch may begin: hardly sooner than this."""
+    """Seconds until a batch may begin, or a row on a continuous engine: hardly sooner than this."""
     if engine.free_batches:
         return 0.0
+    if engine.continuous:
+        # Until the first of them ends they all run.
+        step = engine.step_time.step_seconds(sum(map(len, engine.running)), 0)
+        return step * min((row.fewest_tokens for row in engine.rows), default=0.0)
     pace = engine.step_time.step_seconds(1, 0)
     return pace * min((max((row.fewest_tokens for row in batch), default=0.0) for batch in engine.running), default=0.0)
 
@@ -91,6 +99,7 @@ class _Told:
     wait: float
     points: tuple[DemandPoint, ...]
     """What is left of the queue speaks for."""
+    seconds_per_token: float
     engine: EngineView
 
     def too_late(self, index: int) -> Refusal:
@@ -118,7 +127,7 @@ class _Told:
         advice = "ask for fewer tokens, or give it more time"
         if alone < deadline / 1000.0:
             tokens = float(table.column("length_points")[slot].mean())
-            lacking = shortfall(self.points, deadline / 1000.0, tokens * seconds_per_token(self.view.engines))
+            lacking = shortfall(self.points, deadline / 1000.0, tokens * self.seconds_per_token)
             retry = max(LEAST_RETRY_SECONDS, self.wait, lacking)
             detail.retry_after.FromMilliseconds(round(1000 * retry))
             advice = f"try again in {retry:.1f} s, ask for fewer tokens, or give it more time"
@@ -130,5 +139,6 @@ class _Told:
         return Refusal(reason=REFUSAL_REASON_DEADLINE_INFEASIBLE, message=message, deadline_infeasible=detail)
 
 
-def _fastest(view: QueueView) -> EngineView:
-    return min(view.engines, key=lambda engine: engine.step_time.step_seconds(1, 0))
+def fastest_of(engines: Sequence[EngineView]) -> EngineView:
+    """The one that serves a query alone the fastest."""
+    return min(engines, key=lambda engine: engine.step_time.step_seconds(1, 0))

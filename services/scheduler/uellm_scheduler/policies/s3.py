@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..domain.filling import expected_tokens, free_places
-from ..domain.policy import BatchBudget, BatchPlan, Decision, PolicyInfo, QueueView
+from ..domain.filling import expected_tokens, fitting
+from ..domain.policy import BatchPlan, Decision, PolicyInfo, QueueView
+from ..domain.shares import free_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +31,12 @@ class S3:
         """Cut the sorted queries into one batch for each free place."""
         lengths = expected_tokens(view)
         order = np.argsort(lengths, kind="stable")
-        prompts, limits = view.column("prompt_tokens"), view.column("limit_tokens")
-        batches, at = [], 0
+        batches = []
         for engine in free_places(view):
-            budget, total = BatchBudget(engine), 0.0
-            while at < len(order) and budget.rows < self.max_batch_rows:
-                row = order[at]
-                total += lengths[row]
-                over = budget.rows > 0 and total > self.budget_tokens
-                if over or not budget.take(int(view.slots[row]), int(prompts[row]), int(limits[row])):
-                    break
-                at += 1
-            if budget.slots:
-                batches.append(BatchPlan(engine.deployment, tuple(budget.slots)))
+            within = np.flatnonzero(lengths[order].cumsum() > self.budget_tokens)
+            count = min(self.max_batch_rows, max(1, int(within[0])) if len(within) else len(order))
+            chosen = fitting(view, engine, view.slots[order[:count]])
+            if chosen:
+                batches.append(BatchPlan(engine.deployment, tuple(chosen)))
+            order = order[len(chosen) :]
         return Decision(batches=tuple(batches))

@@ -13,8 +13,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..domain.filling import due_ms, expected_tokens, fill_in_order, free_places
+from ..domain.filling import due_ms, expected_tokens, fitting
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView
+from ..domain.shares import free_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,13 @@ class Saber:
         for engine in free_places(view):
             if not len(order):
                 break
-            chosen = self._feasible(view, engine, order[: self.candidates], (due - now_ms) / 1000.0, tokens)
-            if not chosen:
-                plan = fill_in_order(QueueView(view.table, view.slots[order], (engine,)), np.arange(len(order)))
-                chosen = np.flatnonzero(np.isin(view.slots, plan.batches[0].slots)).tolist()
-            batches.append(BatchPlan(engine.deployment, tuple(int(view.slots[row]) for row in chosen)))
-            order = order[~np.isin(order, chosen)]
+            feasible = self._feasible(view, engine, order[: self.candidates], due, tokens, now_ms)
+            if not feasible:
+                feasible = order[: 1 if engine.continuous else None].tolist()
+            chosen = fitting(view, engine, view.slots[feasible])
+            if chosen:
+                batches.append(BatchPlan(engine.deployment, tuple(chosen)))
+            order = order[~np.isin(order, feasible[: len(chosen)])]
         return Decision(batches=tuple(batches))
 
     def _feasible(
@@ -48,27 +50,50 @@ class Saber:
         view: QueueView,
         engine: EngineView,
         candidates: NDArray[np.intp],
-        left: NDArray[np.float64],
+        due: NDArray[np.int64],
         tokens: NDArray[np.float64],
+        now_ms: int,
     ) -> list[int]:
-        """Indices of those that keep their deadlines together. `left`: seconds until each is due."""
+        """Indices of those that keep their deadlines together, with all that runs on a continuous engine."""
         prompts, limits = view.column("prompt_tokens"), view.column("limit_tokens")
+        running = engine.rows if engine.continuous else []
+        contexts = np.array([row.prompt_tokens + row.delivered_tokens for row in running], np.float64)
+        to_come = np.array([row.expected_tokens for row in running], np.float64)
+        running_due = np.array([row.deadline_ms for row in running], np.float64)
         budget = BatchBudget(engine)
         chosen: list[int] = []
         for row in candidates.tolist():
-            if len(chosen) == engine.max_batch_rows:
+            if len(chosen) == min(engine.free_rows, engine.max_batch_rows):
                 break
             together = [*chosen, row]
-            ends = _ends_seconds(engine, prompts[together], tokens[together])
-            if (ends <= left[together]).all() and budget.take(row, int(prompts[row]), int(limits[row])):
+            ends = _ends_seconds(
+                engine,
+                np.append(contexts, prompts[together]),
+                np.append(to_come, tokens[together]),
+                joining=float(prompts[together].sum()),
+            )
+            kept = now_ms + 1000.0 * ends <= np.append(running_due, due[together])
+            # What was late before is no reason to wait.
+            late = np.append(running_due, np.full(len(together), np.inf)) <= now_ms
+            if (kept | late).all() and (engine.continuous or budget.take(row, int(prompts[row]), int(limits[row]))):
                 chosen.append(row)
         return chosen
 
 
-def _ends_seconds(engine: EngineView, prompts: NDArray[np.int32], tokens: NDArray[np.float64]) -> NDArray[np.float64]:
-    """When each row ends, counted from now, at the speed of all of them together; shape [rows]."""
+def _ends_seconds(
+    engine: EngineView, contexts: NDArray[np.float64], tokens: NDArray[np.float64], joining: float
+) -> NDArray[np.float64]:
+    """When each row ends, counted from now, at the speed of all of them together; shape [rows].
+
+    Args:
+        engine: where they run.
+        contexts: tokens that are there.
+        tokens: tokens to come.
+        joining: tokens of the prompts to be read.
+    """
     rows = len(tokens)
-    longest = float((prompts + tokens / 2).max())
-    step = engine.step_time.step_seconds(rows, rows * longest)
-    start = engine.step_time.startup + engine.step_time.prefill_per_token * rows * float(prompts.max())
+    middles = contexts + tokens / 2
+    step = engine.step_time.step_seconds(rows, float(middles.sum() if engine.continuous else rows * middles.max()))
+    prefill = joining if engine.continuous else rows * float(contexts.max())
+    start = engine.step_time.startup + engine.step_time.prefill_per_token * prefill
     return np.asarray(start + step * tokens)

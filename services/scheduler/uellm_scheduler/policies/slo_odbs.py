@@ -18,8 +18,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..domain.filling import free_places, slo_seconds
+from ..domain.filling import fitting, slo_seconds
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView
+from ..domain.shares import free_places
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,11 @@ class SloOdbs:
             formed = self._form(view, engine, remaining, slos, lengths)
             if not formed:
                 break
-            chosen = min(formed, key=lambda batch: min(slos[row] for row in batch))
-            batches.append(BatchPlan(engine.deployment, tuple(int(view.slots[row]) for row in chosen)))
-            taken = set(chosen)
+            urgent = min(formed, key=lambda batch: min(slos[row] for row in batch))
+            chosen = fitting(view, engine, view.slots[urgent])
+            if chosen:
+                batches.append(BatchPlan(engine.deployment, tuple(chosen)))
+            taken = set(urgent[: len(chosen)])
             remaining = [row for row in remaining if row not in taken]
         return Decision(batches=tuple(batches))
 
