@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from uellm_deployer.backends.hf import backend_files, contract
+from uellm_deployer.backends import backend_files
+from uellm_deployer.backends.common import contract
 
 from uellm.local.process import free_port
 from uellm.local.triton import EmbeddedTriton, TritonOptions
@@ -50,7 +51,7 @@ def write_static_engine(repository: Path, name: str, weights: Path, **parameters
     model.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
     for key, value in {contract.WEIGHTS: str(weights), contract.THREADS: "2", **parameters}.items():
         model.parameters[key].string_value = value
-    for relative, source in backend_files().items():
+    for relative, source in backend_files("hf").items():
         target = repository / name / "1" / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())
