@@ -244,6 +244,16 @@ def test_describe_tells_what_is_really_there(client: triton.StaticEngineClient) 
     }
 
 
+def test_unloading_waits_for_what_runs(server: EmbeddedTriton, client: triton.StaticEngineClient) -> None:
+    call = client.start("running", {"a": row(max_tokens=200)})
+    call.next()
+    triton.unload(server, MODEL)
+    assert len(call.finish().rows["a"].tokens) == 200
+    wait_until(lambda: triton.state(server, MODEL) == "UNAVAILABLE")
+    triton.load(server, MODEL)
+    assert client.run({"a": row()}).rows["a"].finish_reason == "length"
+
+
 # Last: Triton 2.51 may keep a reference to the model of a cancelled stream.
 def test_cancelling_the_rpc_ends_its_rows(server: EmbeddedTriton, client: triton.StaticEngineClient) -> None:
     left = client.start("left", {f"r{i}": row(max_tokens=480) for i in range(4)})

@@ -16,6 +16,7 @@ from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyEr
 from uellm_deployer.adapters.triton_config import InvalidEntryError, TritonRenderer, check_entry
 from uellm_deployer.app.book import KEPT_OPERATIONS, Book, compacted
 from uellm_deployer.app.ports import JournalEntry, RepositoryEntry
+from uellm_deployer.backends.vllm.options import EngineOptions
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage, State
 from uellm_deployer.domain.placement import OneDevicePlanner
 from uellm_deployer.domain.plan import Generation
@@ -220,6 +221,18 @@ def test_a_rendered_entry(tmp_path):
     }
     assert {"1/model.py", "1/uellm_backends/hf/engine.py"} < set(entry.files)
     assert all(tensor.optional for tensor in config.input)
+
+
+def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
+    plan = OneDevicePlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
+    entry = TritonRenderer(tmp_path).render(plan)
+    config = config_of(entry)
+    assert config.model_transaction_policy.decoupled
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert EngineOptions.from_parameters(parameters) == EngineOptions(
+        "/models/smol", "bfloat16", os.cpu_count(), "cpu", 32, 2048, plan.kv_budget_bytes + 32 * 23_040, 32
+    )
+    assert {"1/model.py", "1/uellm_backends/vllm/core.py", "1/uellm_backends/common/job.py"} < set(entry.files)
 
 
 def test_a_gpu_is_named_in_the_device_map(tmp_path):

@@ -87,8 +87,8 @@ def _free(topology: Topology, device_id: str) -> int:
 
 def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: ModelShape) -> DeploymentPlan:
     dtype = spec.dtype or ENGINES[spec.backend].default_dtype[device.kind]
-    # On a CPU the backends repack linear layers, the head too, while the embedding keeps the plain layout.
-    facts = shape.facts(ELEMENT_BYTES[dtype], head_apart=device.kind is DeviceKind.CPU)
+    copies = ENGINES[spec.backend].head_copies_on_cpu[shape.tied_head] if device.kind is DeviceKind.CPU else 0
+    facts = shape.facts(ELEMENT_BYTES[dtype], head_copies=copies)
     resolved = _resolve(replace(spec, dtype=dtype), facts)
     memory = _memory_of(device, resolved, shape, facts)
     times = step_time(facts, device)
