@@ -6,13 +6,16 @@ READY  := $(VENV)/.ready
 # torch: the CPU build where the machine has one, else what PyPI gives.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint protos bench vllm-env clean
+.PHONY: demo test test-vllm lint protos bench vllm-env clean
 
 demo: $(READY)
 	$(BIN)/uellm demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-vllm: $(READY) .venv-vllm/.ready
+	$(BIN)/python -m pytest -m vllm
 
 lint: $(READY)
 	$(BIN)/ruff check .

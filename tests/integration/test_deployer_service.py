@@ -37,7 +37,7 @@ from uellm.rpc.errors import (
     ResourceExhaustedError,
     UnimplementedError,
 )
-from uellm.rpc.status import from_rpc_error
+from uellm.rpc.status import from_rpc_error, from_status
 from uellm.v1 import deployer_pb2 as pb
 from uellm.v1 import stream_pb2
 from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
@@ -211,6 +211,18 @@ async def test_weights_that_do_not_load_are_rolled_back_with_the_reason(deployer
     assert deployer.files() == before
     assert await published(redis_server) == []
     deployer.delete("broken")
+
+
+def test_vllm_that_is_not_there_says_what_to_run(deployer, weights):
+    spec = pb.DeploymentSpec(model="tiny", weights_path=str(weights), backend="vllm")
+    create = pb.CreateDeploymentRequest(deployment_id="vllm", spec=spec)
+    operation = deployer.finish(deployer.call("CreateDeployment", create))
+    error = from_status(operation.error)
+    assert isinstance(error, FailedPreconditionError)
+    assert error.reason == "ENGINE_NOT_INSTALLED"
+    assert "`make vllm-env`" in error.message
+    assert "\n" not in error.message
+    deployer.delete("vllm")
 
 
 def test_planning_changes_nothing(deployer, weights):

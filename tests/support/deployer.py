@@ -12,7 +12,7 @@ from typing import Any
 
 from uellm_deployer.adapters.journal import FileJournal
 from uellm_deployer.adapters.repository import ModelRepository
-from uellm_deployer.adapters.triton_config import HfRenderer
+from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment, Creation
 from uellm_deployer.app.keeper import Keeper
@@ -222,7 +222,7 @@ class DeployerWorld:
         self.planning = Planning(self.book, self.machine, self.library, OneDevicePlanner())
         outside = (self.repository, self.triton, self.publisher)
         self.removal = Removal(self.book, *outside, self.clock)
-        self.renderer = HfRenderer(root)
+        self.renderer = TritonRenderer(root)
         self.creation = CreateDeployment(
             self.book, self.operations, self.planning, self.removal, self.renderer, *outside, self.clock
         )

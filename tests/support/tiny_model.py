@@ -33,8 +33,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Write a random Llama (2 layers, 4 heads on 2 key-value heads, 264 ids) and its tokenizer; returns the folder."""
+def make_tiny_model(folder: Path, seed: int = 0, head_size: int = 16) -> Path:
+    """Write a random Llama (2 layers, 4 heads on 2 key-value heads, 264 ids) and its tokenizer; returns the folder.
+
+    vLLM's kernels for the CPU need heads of 32 at least.
+    """
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=264,
@@ -43,6 +46,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_size,
         max_position_embeddings=CONTEXT_LIMIT,
         initializer_range=0.2,  # large enough that logits differ clearly and answers vary with the prompt
         bos_token_id=None,

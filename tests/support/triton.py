@@ -12,17 +12,26 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from uellm_deployer.backends.hf import backend_files, contract
+from uellm_deployer.backends import backend_files
+from uellm_deployer.backends.common import contract
 
+from uellm.local.engine import first_on_path
 from uellm.local.process import free_port
 from uellm.local.triton import EmbeddedTriton, TritonOptions
 
 TIMEOUT_SECONDS = 60.0
 
 
-def start_triton(folder: Path) -> EmbeddedTriton:
+def start_triton(folder: Path, backend: str = "hf") -> EmbeddedTriton:
     """Start an embedded Triton whose repository and state lie in `folder`, and wait until it is ready."""
-    server = EmbeddedTriton(TritonOptions(repository=folder / "models", state=folder / "state", grpc_port=free_port()))
+    server = EmbeddedTriton(
+        TritonOptions(
+            repository=folder / "models",
+            state=folder / "state",
+            grpc_port=free_port(),
+            first_on_path=first_on_path(backend),
+        )
+    )
     server.start()
     try:
         server.wait_ready()
@@ -34,6 +43,11 @@ def start_triton(folder: Path) -> EmbeddedTriton:
 
 def write_static_engine(repository: Path, name: str, weights: Path, **parameters: str) -> None:
     """Put a static engine for these weights into a repository, version 1."""
+    write_engine(repository, name, "hf", {contract.WEIGHTS: str(weights), contract.THREADS: "2", **parameters})
+
+
+def write_engine(repository: Path, name: str, backend: str, parameters: Mapping[str, str]) -> None:
+    """Put an engine with these parameters of its config into a repository, version 1."""
     model = model_config_pb2.ModelConfig(name=name, backend=contract.BACKEND, max_batch_size=0)
     for declared in contract.INPUTS:
         model.input.add(
@@ -48,9 +62,9 @@ def write_static_engine(repository: Path, name: str, weights: Path, **parameters
         )
     model.model_transaction_policy.decoupled = True
     model.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=1)
-    for key, value in {contract.WEIGHTS: str(weights), contract.THREADS: "2", **parameters}.items():
+    for key, value in parameters.items():
         model.parameters[key].string_value = value
-    for relative, source in backend_files().items():
+    for relative, source in backend_files(backend).items():
         target = repository / name / "1" / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source.read_bytes())

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 from uellm_deployer.adapters.journal import FileJournal, JournalError, decode, encode
 from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyError, UnsafeNameError
-from uellm_deployer.adapters.triton_config import HfRenderer, InvalidEntryError, check_entry
+from uellm_deployer.adapters.triton_config import InvalidEntryError, TritonRenderer, check_entry
 from uellm_deployer.app.book import KEPT_OPERATIONS, Book, compacted
 from uellm_deployer.app.ports import JournalEntry, RepositoryEntry
+from uellm_deployer.backends.vllm.options import EngineOptions
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage, State
 from uellm_deployer.domain.placement import OneDevicePlanner
 from uellm_deployer.domain.plan import Generation
@@ -35,7 +36,7 @@ ENTRIES = [
     JournalEntry(OPERATION.ended("failed", Failure("ABORTED", "X", "why")), removed="deployments/two"),
 ]
 NAME = PLAN.triton_model
-FILES = {"config.pbtxt": b"text", "1/model.py": b"code", "1/uellm_hf/engine.py": b"more"}
+FILES = {"config.pbtxt": b"text", "1/model.py": b"code", "1/uellm_backends/hf/engine.py": b"more"}
 
 
 # Journal.
@@ -190,9 +191,10 @@ async def test_an_entry_is_on_disk_before_it_is_seen(repository, monkeypatch):
     await repository.stage(RepositoryEntry(NAME, FILES))
     await repository.install(NAME)
     before = set(events[: events.index("rename")])
-    assert before == {f"staging/{NAME}{path}" for path in ("", "/1", "/1/uellm_hf", *(f"/{f}" for f in FILES))} | {
-        "staging"
-    }
+    assert before == {
+        f"staging/{NAME}{path}"
+        for path in ("", "/1", "/1/uellm_backends", "/1/uellm_backends/hf", *(f"/{f}" for f in FILES))
+    } | {"staging"}
     assert "models" in events[events.index("rename") :]
 
 
@@ -204,7 +206,7 @@ def config_of(entry: RepositoryEntry) -> ModelConfig:
 
 
 def test_a_rendered_entry(tmp_path):
-    entry = HfRenderer(tmp_path).render(PLAN)
+    entry = TritonRenderer(tmp_path).render(PLAN)
     config = config_of(entry)
     assert entry.name == config.name == f"smol--{PLAN.plan_hash}"
     assert config.backend == "python"
@@ -217,13 +219,25 @@ def test_a_rendered_entry(tmp_path):
         "device_map": '{"": "cpu"}',
         "dtype": "float32",
     }
-    assert {"1/model.py", "1/uellm_hf/engine.py"} < set(entry.files)
+    assert {"1/model.py", "1/uellm_backends/hf/engine.py"} < set(entry.files)
     assert all(tensor.optional for tensor in config.input)
+
+
+def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
+    plan = OneDevicePlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
+    entry = TritonRenderer(tmp_path).render(plan)
+    config = config_of(entry)
+    assert config.model_transaction_policy.decoupled
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    assert EngineOptions.from_parameters(parameters) == EngineOptions(
+        "/models/smol", "bfloat16", os.cpu_count(), "cpu", 32, 2048, plan.kv_budget_bytes + 32 * 23_040, 32
+    )
+    assert {"1/model.py", "1/uellm_backends/vllm/core.py", "1/uellm_backends/common/job.py"} < set(entry.files)
 
 
 def test_a_gpu_is_named_in_the_device_map(tmp_path):
     plan = OneDevicePlanner().place(a_spec(), SHAPE, machine(gpu("GPU-a"), gpu("GPU-b", bandwidth=9e12))).plan
-    config = config_of(HfRenderer(tmp_path).render(plan))
+    config = config_of(TritonRenderer(tmp_path).render(plan))
     assert config.parameters["device_map"].string_value == '{"": "cuda:1"}'
     assert config.instance_group[0].kind == ModelInstanceGroup.KIND_MODEL
     assert not config.instance_group[0].gpus
@@ -234,7 +248,7 @@ def test_a_gpu_is_named_in_the_device_map(tmp_path):
 )
 def test_weights_in_the_repository_are_named_as_triton_sees_them(weights, seen):
     plan = replace(PLAN, spec=replace(PLAN.spec, weights_path=weights))
-    entry = HfRenderer(Path("/data/repo"), Path("/triton")).render(plan)
+    entry = TritonRenderer(Path("/data/repo"), Path("/triton")).render(plan)
     assert config_of(entry).parameters["weights"].string_value == seen
 
 
@@ -253,7 +267,7 @@ def test_weights_in_the_repository_are_named_as_triton_sees_them(weights, seen):
     ],
 )
 def test_entries_that_triton_would_misunderstand(tmp_path, change, rule):
-    entry = HfRenderer(tmp_path).render(PLAN)
+    entry = TritonRenderer(tmp_path).render(PLAN)
     config = config_of(entry)
     change(config)
     with pytest.raises(InvalidEntryError, match=rule):
@@ -262,7 +276,7 @@ def test_entries_that_triton_would_misunderstand(tmp_path, change, rule):
 
 @pytest.mark.parametrize("change", [{"1/model.py": None}, {"2/model.py": b""}, {"extra": b""}])
 def test_entries_with_other_files(tmp_path, change):
-    entry = HfRenderer(tmp_path).render(PLAN)
+    entry = TritonRenderer(tmp_path).render(PLAN)
     files = {path: content for path, content in {**entry.files, **change}.items() if content is not None}
     with pytest.raises(InvalidEntryError, match="version 1"):
         check_entry(replace(entry, files=files))

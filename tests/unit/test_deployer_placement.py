@@ -40,6 +40,16 @@ def test_a_plan_is_complete():
     assert f"{stage.weight_bytes:,}" in plan.explanation
 
 
+def test_a_continuous_engine_takes_its_whole_cache_in_pages():
+    plan = place(CPU, backend="vllm", max_batch_rows=32, context_tokens=2000).plan
+    assert plan.spec.dtype == "bfloat16"
+    assert plan.kv_budget_bytes == 32 * 2016 * 23_040  # whole pages of 32 tokens
+    assert plan.stages[0].kv_bytes == plan.kv_budget_bytes + 32 * 23_040  # and one that vLLM keeps
+    head = SHAPE.vocabulary_size * SHAPE.hidden_size
+    assert plan.stages[0].weight_bytes == (134_515_008 + 2 * head) * 2  # packed for multiplying, and plain
+    assert plan.plan_hash != place(CPU, dtype="bfloat16", max_batch_rows=32, context_tokens=2000).plan.plan_hash
+
+
 def test_a_window_needs_no_memory_beyond_it():
     shape = replace(SHAPE, attention=replace(SHAPE.attention, windows=(256,) * 30))
     plan = OneDevicePlanner().place(a_spec(), shape, machine(CPU)).plan

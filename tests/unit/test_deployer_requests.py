@@ -142,6 +142,17 @@ def test_what_is_published():
     assert prior.base_seconds + prior.per_row_seconds == pytest.approx(0.09)
 
 
+def test_what_is_published_of_a_continuous_engine():
+    plan = OneDevicePlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
+    deployment = replace(READY, plan=plan, measured_kv_budget_bytes=1_000_000)
+    record = encoding.record_message(deployment, "triton:8001")
+    assert record.engine_kind == stream_pb2.ENGINE_KIND_CONTINUOUS
+    assert (record.limits.max_batch_rows, record.limits.max_concurrent_batches) == (32, 32)
+    assert (record.limits.kv_budget_bytes, record.limits.kv_page_tokens) == (1_000_000, 32)
+    assert record.limits.resumable
+    assert decoding.spec(encoding.plan_message(plan).spec).backend == "vllm"
+
+
 def test_states_and_stages_have_the_names_of_the_contract():
     for state in State:
         message = encoding.deployment_message(replace(READY, state=state), "")

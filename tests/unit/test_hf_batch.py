@@ -19,12 +19,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from uellm_deployer.backends.hf.uellm_hf import batch as batch_module
-from uellm_deployer.backends.hf.uellm_hf import cache as cache_module
-from uellm_deployer.backends.hf.uellm_hf.batch import StaticBatch
-from uellm_deployer.backends.hf.uellm_hf.language_model import LanguageModel, LoadOptions
-from uellm_deployer.backends.hf.uellm_hf.packed import pack_linear_layers
-from uellm_deployer.domain import placement
+from uellm_deployer.backends.hf import batch as batch_module
+from uellm_deployer.backends.hf import cache as cache_module
+from uellm_deployer.backends.hf.batch import StaticBatch
+from uellm_deployer.backends.hf.language_model import LanguageModel, LoadOptions
+from uellm_deployer.backends.hf.packed import pack_linear_layers
+from uellm_deployer.domain.engines import ENGINES
 
 from tests.support.live_tensors import LiveTensors
 from tests.support.tiny_model import make_tiny_model, make_tokenizer
@@ -168,7 +168,7 @@ def test_a_window_lets_go_of_the_prompt() -> None:
 
 
 def test_what_the_planner_reckons_with() -> None:
-    assert placement.PREFILL_TOKENS == batch_module.PREFILL_TOKENS
+    assert ENGINES["hf"].prompt_tokens_at_once == batch_module.PREFILL_TOKENS
     assert kv_cache.BUFFER_ROOM_TOKENS == cache_module.ROOM
 
 

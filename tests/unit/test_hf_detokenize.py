@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
-from uellm_deployer.backends.hf.uellm_hf.detokenize import REPLACEMENT, Detokenizer
+from uellm_deployer.backends.common.detokenize import REPLACEMENT, Detokenizer
 
 from tests.support.tiny_model import make_tokenizer
 

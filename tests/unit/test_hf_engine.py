@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from uellm_deployer.backends.hf.uellm_hf.engine import Engine
-from uellm_deployer.backends.hf.uellm_hf.language_model import LanguageModel, LoadOptions
-from uellm_deployer.backends.hf.uellm_hf.request import BadRow, RequestError, Row, SamplingParameters
-from uellm_deployer.backends.hf.uellm_hf.rows import LiveRow, RowDelta
+from uellm_deployer.backends.common.request import BadRow, RequestError, Row, SamplingParameters
+from uellm_deployer.backends.common.rows import LiveRow, RowDelta
+from uellm_deployer.backends.hf.engine import Engine
+from uellm_deployer.backends.hf.language_model import LanguageModel, LoadOptions
 
 from tests.support.tiny_model import CONTEXT_LIMIT, make_tiny_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from uellm_deployer.backends.hf.uellm_hf.request import (
+from uellm_deployer.backends.common.request import (
     BadRow,
     RequestError,
     Row,

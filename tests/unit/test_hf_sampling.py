@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
-from uellm_deployer.backends.hf.uellm_hf.request import Row, SamplingParameters
-from uellm_deployer.backends.hf.uellm_hf.sampling import Sampler, noise
+from uellm_deployer.backends.common.request import Row, SamplingParameters
+from uellm_deployer.backends.hf.sampling import Sampler, noise
 
 VOCABULARY = 2500  # above the number of candidates that top-p looks at first
 

@@ -12,6 +12,7 @@ from uellm.cli.letters import letters
 from uellm.cli.options import Json, Model, State, Tenant
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
+from uellm.local.engine import DEFAULT_BACKEND, Backend
 from uellm.local.ports import DEFAULT_BASE, MAX_BASE
 from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
 from uellm.local.state import default_folder
@@ -56,6 +57,7 @@ MaxTokens = Annotated[
     int | None, typer.Option("--max-tokens", min=1, max=MAX_TOKENS, help="Longest answer, in tokens.")
 ]
 Policy = Annotated[str, typer.Option("--policy", help="Batching policy of the scheduler, e.g. fifo.")]
+ENGINE_HELP = "What generates: hf, transformers in static batches; vllm, continuously (`make vllm-env`)."
 
 
 @app.command()
@@ -78,6 +80,7 @@ def up(
     length_predictor: Annotated[
         PredictorKind, typer.Option("--predictor", help="What predicts the length of answers.")
     ] = DEFAULT_PREDICTOR,
+    engine: Annotated[Backend, typer.Option("--engine", help=ENGINE_HELP)] = DEFAULT_BACKEND,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready; `uellm down` ends it.")] = False,
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: Redis, Triton, the three services, a model."""
@@ -85,7 +88,7 @@ def up(
 
     if (weights is None) != (not model):
         raise typer.BadParameter("--weights and --model belong together")
-    wanted = command.Wanted(state, port_base, policy, weights, model, length_predictor)
+    wanted = command.Wanted(state, port_base, policy, weights, model, length_predictor, engine)
     if detach:
         command.up_detached(wanted)
     else:
@@ -219,6 +222,7 @@ def run_demo(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the order of prompts and their arrivals.")] = 1,
     rate: Annotated[float, typer.Option(min=0.01, max=1000, help="Mean arrivals a second.")] = 1.5,
     policy: Policy = "",
+    engine: Annotated[Backend | None, typer.Option("--engine", help=ENGINE_HELP)] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write the results there, too.")
     ] = None,
@@ -227,7 +231,7 @@ def run_demo(
     """Serve real prompts that arrive over time, in three classes, and show predicted against actual."""
     from uellm.cli.demo import Plan, demo
 
-    raise typer.Exit(demo(state, Plan(requests, seed, rate, policy), json_file))
+    raise typer.Exit(demo(state, Plan(requests, seed, rate, policy, engine), json_file))
 
 
 @cache.command("clear")

@@ -17,6 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from uellm.cli.output import print_line, stdout
+from uellm.local.engine import BATCH_ROWS, DEFAULT_BACKEND, Backend
 from uellm.local.model import default_model
 from uellm.local.ports import Ports
 from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
@@ -39,15 +40,21 @@ class Wanted:
     weights: Path | None
     model: str
     predictor: PredictorKind = DEFAULT_PREDICTOR
+    engine: Backend = DEFAULT_BACKEND
 
     def options(self) -> StackOptions:
         """Options of the stack; converts the default model if it is needed for the first time."""
         if self.weights is None:
-            spec = default_spec(prepare_model())
+            spec = default_spec(prepare_model(), self.engine)
         else:
             if self.predictor is PredictorKind.LORA:
                 prepare_model()  # which is its base
-            spec = DeploymentSpec(model=self.model, weights_path=str(self.weights.absolute()), max_batch_rows=8)
+            spec = DeploymentSpec(
+                model=self.model,
+                weights_path=str(self.weights.absolute()),
+                backend=self.engine,
+                max_batch_rows=BATCH_ROWS[self.engine],
+            )
         return StackOptions(self.state, Ports.at(self.port_base), spec, self.policy, self.predictor)
 
     def arguments(self) -> list[str]:
@@ -57,6 +64,7 @@ class Wanted:
             "--port-base": self.port_base,
             "--policy": self.policy,
             "--predictor": self.predictor,
+            "--engine": self.engine,
         }
         if self.weights is not None:
             flags |= {"--weights": self.weights.absolute(), "--model": self.model}
@@ -186,5 +194,6 @@ def show(info: StackInfo, state: Path) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, part in info.parts.items():
         table.add_row(name, f"[cyan]{part.endpoint}[/]")
-    stdout.print(f"[bold green]ready[/]: model [bold]{info.model}[/], policy [bold]{info.policy}[/], state in {state}")
+    serving = f"model [bold]{info.model}[/] on {info.backend}, policy [bold]{info.policy}[/]"
+    stdout.print(f"[bold green]ready[/]: {serving}, state in {state}")
     stdout.print(table)

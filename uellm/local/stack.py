@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from uellm.local.deploy import await_served, deploy
+from uellm.local.engine import BATCH_ROWS, DEFAULT_BACKEND, Backend, first_on_path
 from uellm.local.model import default_model
 from uellm.local.ports import Ports
 from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
@@ -35,12 +36,13 @@ KEPT_VARIABLES = ("UELLM_LOG_LEVEL", "UELLM_CACHE")
 """Other variables of ours are not for the parts: they would change all of them at once."""
 
 
-def default_spec(weights: Path) -> DeploymentSpec:
+def default_spec(weights: Path, backend: Backend = DEFAULT_BACKEND) -> DeploymentSpec:
     """The default model. Without a repetition penalty it runs away under greedy decoding."""
     return DeploymentSpec(
         model=DEFAULT_MODEL,
         weights_path=str(weights),
-        max_batch_rows=8,
+        backend=backend,
+        max_batch_rows=BATCH_ROWS[backend],
         context_tokens=2_048,
         default_generation=GenerationParameters(max_output_tokens=256, repetition_penalty=1.15),
     )
@@ -103,7 +105,12 @@ class LocalStack:
         folder, ports, addresses = self._folder, self._options.ports, self._addresses()
         redis = EmbeddedRedis(folder.part("redis"), ports.redis)
         triton = EmbeddedTriton(
-            TritonOptions(folder.repository / "models", folder.part("triton"), grpc_port=ports.triton)
+            TritonOptions(
+                folder.repository / "models",
+                folder.part("triton"),
+                grpc_port=ports.triton,
+                first_on_path=first_on_path(self._options.spec.backend),
+            )
         )
         flags = {
             "profiler": ["--predictor", self._options.predictor, *self._predictor_base()],
@@ -149,7 +156,8 @@ class LocalStack:
             part.name: PartInfo(part.process.pid or 0, part.endpoint, str(part.process.log), part.restarts)
             for part in self._supervisor.parts
         }
-        return StackInfo(os.getpid(), self._options.spec.model, self._options.policy, parts)
+        spec = self._options.spec
+        return StackInfo(os.getpid(), spec.model, self._options.policy, parts, spec.backend)
 
 
 @dataclass(eq=False)

@@ -44,6 +44,8 @@ class StackInfo:
     model: str
     policy: str
     parts: Mapping[str, PartInfo]
+    backend: str = ""
+    """Of the engine that serves the model."""
 
 
 def default_folder() -> Path:

@@ -26,7 +26,7 @@ from uellm_deployer.adapters.nvml import Nvml
 from uellm_deployer.adapters.publisher import RedisPublisher
 from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyError, UnsafeNameError
 from uellm_deployer.adapters.system_clock import SystemClock
-from uellm_deployer.adapters.triton_config import HfRenderer
+from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
@@ -57,7 +57,7 @@ def build(
     """Wire the use cases around a repository, a Triton and a publisher."""
     book = Book(FileJournal(repository.root / "journal", compacted))
     clock = SystemClock()
-    renderer: Renderer = HfRenderer(repository.root, settings.repository_in_triton)
+    renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
     planning = Planning(book, Machine(Nvml.open()), ModelFolders(), OneDevicePlanner())
     removal = Removal(book, repository, server, publisher, clock)

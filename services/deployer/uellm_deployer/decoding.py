@@ -13,10 +13,11 @@ from uellm.rpc.validation import Violations, validate_query
 from uellm.v1 import deployer_pb2, query_pb2
 from uellm_deployer.app.creation import Creation, Strategy
 from uellm_deployer.app.operations import Request
+from uellm_deployer.domain.engines import ENGINES
 from uellm_deployer.domain.plan import DeploymentSpec, Generation, Objective
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
-BACKENDS = ("hf",)
+DEFAULT_BACKEND = "hf"
 MAX_BATCH_ROWS = 1024
 MAX_SECONDS = 86_400.0
 MAX_PATH_BYTES = 4_096
@@ -102,8 +103,8 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
     if not message.weights_path.startswith("/"):
         violations.add("spec.weights_path", "must be an absolute path")
     violations.size("spec.weights_path", message.weights_path, MAX_PATH_BYTES)
-    if message.backend and message.backend not in BACKENDS:
-        violations.add("spec.backend", f"must be one of {', '.join(BACKENDS)} in this version")
+    if message.backend and message.backend not in ENGINES:
+        violations.add("spec.backend", f"must be one of {', '.join(ENGINES)} in this version")
     if message.objective not in _OBJECTIVES:
         violations.add("spec.objective", f"must be a known objective; got {message.objective:d}")
     if message.max_batch_rows > MAX_BATCH_ROWS:
@@ -114,7 +115,7 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
     return DeploymentSpec(
         model=message.model,
         weights_path=message.weights_path,
-        backend=message.backend or BACKENDS[0],
+        backend=message.backend or DEFAULT_BACKEND,
         objective=_OBJECTIVES.get(message.objective, Objective.HELR),
         max_batch_rows=message.max_batch_rows or DEFAULT_BATCH_ROWS,
         context_tokens=message.context_tokens,

@@ -10,6 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from uellm.v1 import deployer_pb2, query_pb2, stream_pb2
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
+from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Generation, Stage, StepTime
 from uellm_deployer.domain.topology import Topology
@@ -78,6 +79,7 @@ def plan_message(plan: DeploymentPlan) -> deployer_pb2.DeploymentPlan:
 def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.DeploymentRecord:
     """What is published of a deployment; the publisher sets the time."""
     plan, spec = deployment.plan, deployment.plan.spec
+    engine = ENGINES[spec.backend]
     facts = _facts_message(plan.facts)
     measured = deployment.measured_kv_bytes_per_token
     if measured and measured != facts.kv_bytes_per_token:  # the engine's own figure; of its layers nothing is known
@@ -89,7 +91,7 @@ def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.D
         model=spec.model,
         triton_model=plan.triton_model,
         triton_endpoint=triton_endpoint,
-        engine_kind=stream_pb2.ENGINE_KIND_STATIC,
+        engine_kind=f"ENGINE_KIND_{engine.kind}",
         state=f"DEPLOYMENT_STATE_{deployment.state}",
         facts=facts,
         tokenizer_path=spec.weights_path,
@@ -97,9 +99,11 @@ def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.D
             context_tokens=spec.context_tokens,
             max_output_tokens=spec.max_output_tokens,
             max_batch_rows=spec.max_batch_rows,
-            max_concurrent_batches=1,
-            kv_budget_bytes=plan.kv_budget_bytes,
+            # A static engine runs one after the other; on a continuous one each may be a single row.
+            max_concurrent_batches=spec.max_batch_rows if engine.kind is EngineKind.CONTINUOUS else 1,
+            kv_budget_bytes=deployment.measured_kv_budget_bytes or plan.kv_budget_bytes,
             resumable=True,
+            kv_page_tokens=engine.page_tokens,
         ),
         step_time_prior=_step_time_message(plan.step_time.calibrated(deployment.measured_step_seconds)),
         traffic_share=1.0,

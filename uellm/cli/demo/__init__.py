@@ -17,6 +17,7 @@ from uellm.cli.demo.workload import plan_arrivals, read_prompts
 from uellm.cli.output import stderr, stdout
 from uellm.cli.up import Console, prepare_model
 from uellm.client import AsyncClient
+from uellm.local.engine import DEFAULT_BACKEND, Backend
 from uellm.local.ports import Ports
 from uellm.local.stack import StackOptions, background_stack, default_spec
 from uellm.local.state import NotRunningError, StackInfo, StateFolder
@@ -36,30 +37,33 @@ class Plan:
     """Mean arrivals a second."""
     policy: str
     """Empty: that of the running stack, else the default."""
+    engine: Backend | None = None
+    """None: that of the running stack, else the default."""
 
 
 def demo(state: Path, plan: Plan, json_file: Path | None) -> int:
     """Serve, show, write; returns the exit status: 0 if every query has exactly one outcome."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: in order
     try:
-        with _stack(state, plan.policy) as info:
+        with _stack(state, plan) as info:
             requests = asyncio.run(_run(info, plan))
     except KeyboardInterrupt:
         stderr.print("interrupted")
         return INTERRUPTED
     show_report(requests)
     if json_file is not None:
-        write_json(json_file, requests, seed=plan.seed, rate=plan.rate, policy=info.policy)
+        write_json(json_file, requests, seed=plan.seed, rate=plan.rate, policy=info.policy, engine=info.backend)
     return 1 if any(request.defects for request in requests) else 0
 
 
 @contextlib.contextmanager
-def _stack(state: Path, policy: str) -> Iterator[StackInfo]:
+def _stack(state: Path, plan: Plan) -> Iterator[StackInfo]:
     """The stack that runs in the folder, else one of our own below it."""
     try:
         info = StateFolder(state).read()
     except NotRunningError:
-        options = StackOptions(state / "demo", Ports.free(), default_spec(prepare_model()), policy or DEFAULT_POLICY)
+        spec = default_spec(prepare_model(), plan.engine or DEFAULT_BACKEND)
+        options = StackOptions(state / "demo", Ports.free(), spec, plan.policy or DEFAULT_POLICY)
         console = Console()
         try:
             with background_stack(options, console) as info:
@@ -68,8 +72,9 @@ def _stack(state: Path, policy: str) -> Iterator[StackInfo]:
         finally:
             console.done()
         return
-    if policy not in ("", info.policy):
-        raise StackError(f"the running stack has the policy {info.policy}: end it with `uellm down` to try {policy}")
+    for wanted, running in ((plan.policy, info.policy), (plan.engine, info.backend)):
+        if wanted and wanted != running:
+            raise StackError(f"the running stack has {running}: end it with `uellm down` to try {wanted}")
     stdout.print(f"using the stack in {state}")
     yield info
 

@@ -9,7 +9,11 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
 from uellm_deployer.app.ports import RepositoryEntry
-from uellm_deployer.backends.hf import backend_files, contract
+from uellm_deployer.backends import backend_files
+from uellm_deployer.backends.common import contract
+from uellm_deployer.backends.hf import contract as hf
+from uellm_deployer.backends.vllm import contract as vllm
+from uellm_deployer.domain.engines import ENGINES
 from uellm_deployer.domain.names import is_triton_model
 from uellm_deployer.domain.plan import DeploymentPlan
 
@@ -24,8 +28,8 @@ class InvalidEntryError(ValueError):
     """An entry that Triton would refuse or misunderstand; a defect of the renderer."""
 
 
-class HfRenderer:
-    """Renders plans of the backend `hf`."""
+class TritonRenderer:
+    """Renders plans of every backend."""
 
     def __init__(self, repository: Path, repository_in_triton: Path | None = None) -> None:
         """Weights below `repository` are named to Triton below `repository_in_triton`, where Triton sees it."""
@@ -36,7 +40,7 @@ class HfRenderer:
         """The entry of a plan, parsed back and checked; InvalidEntryError."""
         config = self._config(plan)
         text = text_format.MessageToString(config)
-        files = {f"{VERSION}/{path}": source.read_bytes() for path, source in backend_files().items()}
+        files = {f"{VERSION}/{path}": source.read_bytes() for path, source in backend_files(plan.spec.backend).items()}
         entry = RepositoryEntry(config.name, {CONFIG: text.encode(), **files})
         if text_format.Parse(text, ModelConfig()) != config:
             raise InvalidEntryError(f"{config.name}: its {CONFIG} does not read back as it was written")
@@ -52,7 +56,7 @@ class HfRenderer:
             data_type = DataType.Value(declared.data_type)
             config.output.add(name=declared.name, data_type=data_type, dims=declared.dims)
         config.model_transaction_policy.decoupled = True
-        # The backend places itself by its device map: Triton's own placement stays out of it.
+        # The backend places itself by its parameters: Triton's own placement stays out of it.
         on_cpu = all(device == "cpu" for device in plan.devices)
         kind = ModelInstanceGroup.KIND_CPU if on_cpu else ModelInstanceGroup.KIND_MODEL
         config.instance_group.add(kind=kind, count=1)
@@ -62,11 +66,12 @@ class HfRenderer:
         return config
 
     def _parameters(self, plan: DeploymentPlan) -> dict[str, str]:
+        own = _vllm_parameters(plan) if plan.spec.backend == "vllm" else _hf_parameters(plan)
         return {
             PLAN_HASH: plan.plan_hash,
             contract.WEIGHTS: self._weights_in_triton(plan.spec.weights_path),
-            contract.DEVICE_MAP: json.dumps({"": plan.devices[0]}),
             contract.DTYPE: plan.spec.dtype,
+            **own,
         }
 
     def _weights_in_triton(self, weights_path: str) -> str:
@@ -74,6 +79,21 @@ class HfRenderer:
         if not path.is_relative_to(self._here):
             return weights_path
         return str(self._in_triton / path.relative_to(self._here))
+
+
+def _hf_parameters(plan: DeploymentPlan) -> dict[str, str]:
+    return {hf.DEVICE_MAP: json.dumps({"": plan.devices[0]})}
+
+
+def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:
+    page_tokens = ENGINES[plan.spec.backend].page_tokens
+    numbers = {
+        vllm.ROWS: plan.spec.max_batch_rows,
+        vllm.CONTEXT_TOKENS: plan.spec.context_tokens,
+        vllm.KV_BYTES: plan.kv_budget_bytes + page_tokens * plan.facts.kv_bytes_per_token,  # vLLM keeps one page
+        vllm.PAGE_TOKENS: page_tokens,
+    }
+    return {vllm.DEVICE: plan.devices[0], **{name: str(number) for name, number in numbers.items()}}
 
 
 def check_entry(entry: RepositoryEntry) -> None:

@@ -15,6 +15,7 @@ from uellm.rpc.errors import FailedPreconditionError, PermissionDeniedError, Uel
 from uellm_deployer.adapters.engine_client import describe, infer
 from uellm_deployer.adapters.triton_config import PLAN_HASH
 from uellm_deployer.app.ports import EngineReport
+from uellm_deployer.backends.vllm.contract import NOT_INSTALLED
 
 T = TypeVar("T")
 _GONE = ("", "UNAVAILABLE")
@@ -94,7 +95,12 @@ class TritonControl:
         await self._inference(infer(self._stub, name, self._times.inference))
         step_seconds = await self._inference(infer(self._stub, name, self._times.inference))  # warm now
         description = await self._inference(describe(self._stub, name, self._times.call))
-        return EngineReport(description["weight_bytes"], description["kv_bytes_per_token"], step_seconds)
+        return EngineReport(
+            weight_bytes=description["weight_bytes"],
+            kv_bytes_per_token=description["kv_bytes_per_token"],
+            step_seconds=step_seconds,
+            kv_budget_bytes=description.get("kv_budget_bytes", 0),
+        )
 
     async def batches_running(self, name: str) -> int:
         """Batches on the engine; 0 if the model is not loaded."""
@@ -159,4 +165,7 @@ class TritonControl:
 
 
 def _not_loaded(name: str, reason: str) -> FailedPreconditionError:
+    _, missing, what = reason.partition(NOT_INSTALLED)
+    if missing:
+        return FailedPreconditionError(name, missing + what.splitlines()[0], reason="ENGINE_NOT_INSTALLED")
     return FailedPreconditionError(name, f"Triton could not load {name}: {reason}", reason="LOAD_FAILED")

@@ -155,6 +155,7 @@ class CreateDeployment:
             state=State.READY,
             measured_kv_bytes_per_token=report.kv_bytes_per_token,
             measured_step_seconds=report.step_seconds,
+            measured_kv_budget_bytes=report.kv_budget_bytes,
         )
         work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
         await self._publisher.publish(ready)

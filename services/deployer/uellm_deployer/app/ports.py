@@ -38,6 +38,8 @@ class EngineReport:
     kv_bytes_per_token: int
     step_seconds: float
     """Of a decode step with one row; 0: not measured."""
+    kv_budget_bytes: int = 0
+    """What its key-value cache holds; 0: it is not allocated beforehand."""
 
 
 class Clock(Protocol):

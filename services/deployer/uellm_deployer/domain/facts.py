@@ -59,12 +59,12 @@ class ModelShape:
     tied_head: bool = False
     """Whether the output head is the embedding."""
 
-    def facts(self, bytes_per_element: int, *, head_apart: bool = False) -> ModelFacts:
+    def facts(self, bytes_per_element: int, *, head_copies: int = 0) -> ModelFacts:
         """The facts when every parameter and cache element takes so many bytes.
 
-        `head_apart`: the engine holds a tied output head a second time, in a layout of its own.
+        `head_copies`: how many more matrices of the size of the output head the engine holds, in a layout of its own.
         """
-        head = self.vocabulary_size * self.hidden_size if self.tied_head and head_apart else 0
+        head = self.vocabulary_size * self.hidden_size * head_copies
         kv_cache = self.attention.layout(bytes_per_element)
         return ModelFacts(
             architecture=self.architecture,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from uellm.cost.memory import ELEMENT_BYTES, PeakMemory
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError, ResourceExhaustedError
+from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts, ModelShape
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Objective, Stage
 from uellm_deployer.domain.roofline import step_time
@@ -15,14 +17,6 @@ from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 
 DEFAULT_MAX_OUTPUT_TOKENS = 1024
 PROBE_PROMPT_TOKENS = 128
-
-PREFILL_TOKENS = 16384
-"""Padded tokens that the static engine computes in one pass of a prefill."""
-
-RESERVE_BYTES = {DeviceKind.GPU: 1 << 30, DeviceKind.CPU: 512 << 20}
-"""What the framework takes besides tensors: libraries (measured on a CPU: 370 MB), and on a GPU the CUDA context."""
-
-_DEFAULT_DTYPE = {DeviceKind.GPU: "float16", DeviceKind.CPU: "float32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +86,9 @@ def _free(topology: Topology, device_id: str) -> int:
 
 
 def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: ModelShape) -> DeploymentPlan:
-    dtype = spec.dtype or _DEFAULT_DTYPE[device.kind]
-    # On a CPU the backend repacks linear layers, the head too, while the embedding keeps the plain layout.
-    facts = shape.facts(ELEMENT_BYTES[dtype], head_apart=device.kind is DeviceKind.CPU)
+    dtype = spec.dtype or ENGINES[spec.backend].default_dtype[device.kind]
+    copies = ENGINES[spec.backend].head_copies_on_cpu[shape.tied_head] if device.kind is DeviceKind.CPU else 0
+    facts = shape.facts(ELEMENT_BYTES[dtype], head_copies=copies)
     resolved = _resolve(replace(spec, dtype=dtype), facts)
     memory = _memory_of(device, resolved, shape, facts)
     times = step_time(facts, device)
@@ -105,7 +99,7 @@ def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: Mode
         facts=facts,
         fingerprint=shape.fingerprint,
         devices=(engine_name,),
-        kv_budget_bytes=facts.kv_cache.padded_bytes(resolved.max_batch_rows, resolved.context_tokens),
+        kv_budget_bytes=_kv_budget(resolved, facts),
         step_time=times,
         first_token_seconds=times.first_token(PROBE_PROMPT_TOKENS),
         output_token_seconds=output_token,
@@ -132,15 +126,27 @@ def _resolve(spec: DeploymentSpec, facts: ModelFacts) -> DeploymentSpec:
     return replace(spec, context_tokens=context, max_output_tokens=output)
 
 
+def _kv_budget(spec: DeploymentSpec, facts: ModelFacts) -> int:
+    """Of a full batch whose rows all take the whole context, in whole pages if the cache has them."""
+    page = ENGINES[spec.backend].page_tokens
+    context = math.ceil(spec.context_tokens / page) * page if page else spec.context_tokens
+    return facts.kv_cache.padded_bytes(spec.max_batch_rows, context)
+
+
 def _memory_of(device: Device, spec: DeploymentSpec, shape: ModelShape, facts: ModelFacts) -> PeakMemory:
     """Of a full batch whose rows all take the whole context; prompts are computed in passes of a bounded size."""
-    rows, context = spec.max_batch_rows, spec.context_tokens
-    new_tokens = min(context, max(1, PREFILL_TOKENS // rows))
+    engine, rows, context = ENGINES[spec.backend], spec.max_batch_rows, spec.context_tokens
+    if engine.kind is EngineKind.CONTINUOUS:  # takes its whole cache at the start, and computes prompts one by one
+        kv_cache = _kv_budget(spec, facts) + engine.page_tokens * facts.kv_bytes_per_token
+        pass_rows, new_tokens = 1, max(context, engine.prompt_tokens_at_once)
+    else:
+        kv_cache = facts.kv_cache.buffered_bytes(rows, context)
+        pass_rows, new_tokens = rows, min(context, max(1, engine.prompt_tokens_at_once // rows))
     return PeakMemory(
         weights=facts.weight_bytes,
-        kv_cache=facts.kv_cache.buffered_bytes(rows, context),
-        activations=shape.activations.bytes_of(rows, new_tokens, context, ELEMENT_BYTES[spec.dtype]),
-        reserve=RESERVE_BYTES[device.kind],
+        kv_cache=kv_cache,
+        activations=shape.activations.bytes_of(pass_rows, new_tokens, context, ELEMENT_BYTES[spec.dtype]),
+        reserve=engine.reserve_bytes[device.kind],
     )
 
 

@@ -1,4 +1,4 @@
-"""A static engine on Triton, by the engine protocol (docs/engine-protocol.md)."""
+"""Engines on Triton, by the engine protocol (docs/engine-protocol.md)."""
 
 from __future__ import annotations
 

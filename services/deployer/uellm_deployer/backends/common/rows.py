@@ -65,6 +65,11 @@ class LiveRow:
         self.outcome, self.error = "error", message
 
     @property
+    def tokens_left(self) -> int:
+        """Most tokens that may still come."""
+        return self._most_tokens - self.length
+
+    @property
     def urgent(self) -> bool:
         """Whether there are news that must not wait: the first token, the end, or many tokens."""
         unsent_end = bool(self.finish_reason) and not self._end_sent

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from .request import BadRow, Row
 from .rows import Limits, LiveRow, RowDelta
+
+GATHER_SECONDS = 0.05  # news wait for each other at most this long
 
 
 class Sink(Protocol):
@@ -42,6 +45,7 @@ class Job:
         self.rows = [LiveRow(row, limits, decode) for row in rows if isinstance(row, Row)]
         self._bad = [row for row in rows if isinstance(row, BadRow)]
         self._lock = threading.Lock()
+        self._sent = time.monotonic()
 
     @property
     def running(self) -> list[LiveRow]:
@@ -76,7 +80,19 @@ class Job:
             row.fail(message)
         self.settle()
 
-    def take_deltas(self) -> list[RowDelta]:
+    def send_if_due(self) -> None:
+        """Send the news if some must not wait, or have waited long enough."""
+        now = time.monotonic()
+        if self.urgent or now - self._sent >= GATHER_SECONDS:
+            if deltas := self._take_deltas():
+                self.sink.send(deltas, None)
+            self._sent = now
+
+    def finish(self, step_aggregates: str) -> None:
+        """Send the last news with what the batch cost."""
+        self.sink.send(self._take_deltas(), step_aggregates)
+
+    def _take_deltas(self) -> list[RowDelta]:
         """The news of all rows."""
         bad = [RowDelta(row.row_id, finish_reason="error", error=row.message) for row in self._bad]
         self._bad = []

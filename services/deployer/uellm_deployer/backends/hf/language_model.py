@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.text import Text
 from .cache import measured_bytes, new_cache
 from .packed import pack_linear_layers
 
@@ -47,12 +47,11 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model = model
         model.train(mode=False)
-        self._tokenizer = tokenizer
-        self._decoder = copy.deepcopy(tokenizer)  # a fast tokenizer must not encode and decode at once
+        self._text = Text(tokenizer)
         text_config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(text_config.vocab_size)
         self.context_limit = int(getattr(text_config, "max_position_embeddings", 0) or 2**31 - 1)
-        self.end_tokens = _end_tokens(model, tokenizer)
+        self.end_tokens = self._text.end_tokens(model.generation_config)
         self.device = next(model.get_input_embeddings().parameters()).device
         self.dtype = str(model.dtype).removeprefix("torch.")
         parts = {id(part): part for part in [*model.parameters(), *model.buffers()]}
@@ -77,16 +76,11 @@ class LanguageModel:
 
     def encode(self, text: str, *, chat: bool) -> list[int]:
         """Token ids of a prompt, with the chat template (one user message) applied if `chat` and there is one."""
-        if chat and self._tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            encoded: Any = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        else:
-            encoded = self._tokenizer(text)
-        return list(encoded["input_ids"])
+        return self._text.encode(text, chat=chat)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of the tokens without special ones."""
-        return str(self._decoder.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._text.decode(tokens)
 
     def new_cache(self) -> DynamicCache:
         """An empty key-value cache."""
@@ -118,12 +112,3 @@ class LanguageModel:
                 self.forward(torch.zeros_like(index), None, index, cache)
                 sizes.append(measured_bytes(cache))
         return sizes[1] - sizes[0]
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    if configured is None:
-        return frozenset()
-    return frozenset(configured if isinstance(configured, list) else [configured])

@@ -8,14 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .aggregates import StepLog
+from ..common.aggregates import StepLog
+from ..common.job import Job
+from ..common.rows import LiveRow
 from .batch import StaticBatch
-from .job import Job
 from .language_model import LanguageModel
-from .rows import LiveRow
 from .sampling import Sampler
-
-GATHER_SECONDS = 0.05  # news wait for each other at most this long
 
 
 class Generation:
@@ -26,7 +24,7 @@ class Generation:
         self._model = model
         self._poll = poll
         self._log = StepLog()
-        self._started = self._sent = time.monotonic()
+        self._started = time.monotonic()
 
     @torch.inference_mode()
     def run(self) -> None:
@@ -36,14 +34,14 @@ class Generation:
             self._poll()
             self._job.settle()
         if rows := self._job.running:
-            self._send_if_due()
+            self._job.send_if_due()
             self._generate(rows)
         self.finish()
 
     def finish(self) -> None:
         """Send the last news with the step aggregates."""
         seconds = time.monotonic() - self._started
-        self._job.sink.send(self._job.take_deltas(), self._log.to_json(seconds, self._model.kv_bytes_per_token))
+        self._job.finish(self._log.to_json(seconds, self._model.kv_bytes_per_token))
 
     def _generate(self, rows: list[LiveRow]) -> None:
         begin = time.monotonic()
@@ -58,7 +56,7 @@ class Generation:
             stay = [i for i, row in enumerate(rows) if not row.finish_reason]
             if not stay:
                 return
-            self._send_if_due()
+            self._job.send_if_due()
             if len(stay) < len(rows):
                 rows = [rows[i] for i in stay]
                 index = torch.tensor(stay)
@@ -76,11 +74,3 @@ class Generation:
             else:
                 row.accept(token)
         return tokens
-
-    def _send_if_due(self) -> None:
-        now = time.monotonic()
-        if self._job.urgent or now - self._sent >= GATHER_SECONDS:
-            deltas = self._job.take_deltas()
-            if deltas:
-                self._job.sink.send(deltas, None)
-            self._sent = now

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .request import Row
+from ..common.request import Row
 
 CANDIDATES = 1024  # top-p looks at this many tokens first; the whole vocabulary only where their mass is too small
 

@@ -47,6 +47,11 @@ class StepLog:
         run.context_tokens += context_tokens
         run.seconds += seconds
 
+    @property
+    def seconds(self) -> float:
+        """Of all that was recorded."""
+        return sum(run.seconds for run in self.prefill) + sum(run.seconds for run in self.decode)
+
     def to_json(self, seconds: float, kv_bytes_per_token: int) -> str:
         """The protocol's JSON; `seconds` is the batch's whole time in the engine once it began to run."""
         return json.dumps(asdict(self) | {"seconds": seconds, "kv_bytes_per_token": kv_bytes_per_token})

@@ -1,0 +1,1 @@
+"""What all engines have in common: requests, rows, the text of their tokens, and the way to Triton."""

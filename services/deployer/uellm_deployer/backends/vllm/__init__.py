@@ -1,0 +1,1 @@
+"""The continuous engine: a decoupled model of Triton's Python backend around vLLM."""

@@ -1,0 +1,12 @@
+"""Parameters of a continuous engine's model config besides the common ones; plain data."""
+
+from __future__ import annotations
+
+DEVICE = "device"  # `cpu`, or `cuda:N`
+ROWS = "rows"  # rows that are computed at once; more wait inside the engine
+CONTEXT_TOKENS = "context_tokens"  # prompt and answer together
+KV_BYTES = "kv_bytes"  # memory for the key-value cache
+PAGE_TOKENS = "page_tokens"  # tokens of a page of the cache
+
+NOT_INSTALLED = "vLLM is not in the Python environment of this Triton"
+"""How the error of a load begins that fails for want of vLLM."""

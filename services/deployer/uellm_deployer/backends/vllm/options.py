@@ -1,0 +1,97 @@
+"""What a continuous engine is started with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..common import contract as common
+from . import contract
+
+BATCHED_TOKENS = 4096
+"""Prompt tokens of one step, at least: a prompt is never divided, so a step takes the longest one whole."""
+
+DEFAULTS = {
+    # One process: steps are seen and timed from here, and unloading ends everything at once.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads that wait for each other by spinning take the processor from whom they wait for: on two busy cores a step
+    # of SmolLM2 with 8 rows took 120 to 910 ms instead of 40 to 48.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The model's config parameters (contract.py)."""
+
+    weights: str
+    dtype: str
+    threads: int
+    device: str
+    rows: int
+    context_tokens: int
+    kv_bytes: int
+    page_tokens: int
+
+    @staticmethod
+    def from_parameters(parameters: Mapping[str, str]) -> EngineOptions:
+        """Parse the strings of the model config; raises ValueError naming the parameter."""
+        if not parameters.get(common.WEIGHTS):
+            raise ValueError("model config parameter weights is missing: the folder of the model")
+        numbers = (contract.ROWS, contract.CONTEXT_TOKENS, contract.KV_BYTES, contract.PAGE_TOKENS)
+        return EngineOptions(
+            parameters[common.WEIGHTS],
+            parameters.get(common.DTYPE) or "float32",
+            _positive(parameters, common.THREADS) if parameters.get(common.THREADS) else os.cpu_count() or 1,
+            parameters.get(contract.DEVICE) or "cpu",
+            *(_positive(parameters, name) for name in numbers),
+        )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it computes on the processor."""
+        return self.device == "cpu"
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of vLLM's `EngineArgs`."""
+        return {
+            "model": self.weights,
+            "dtype": self.dtype,
+            "load_format": "safetensors",
+            "skip_tokenizer_init": True,  # token ids go in and come out
+            "max_model_len": self.context_tokens,
+            "max_num_seqs": self.rows,
+            "max_num_batched_tokens": max(self.context_tokens, self.rows, BATCHED_TOKENS),
+            "kv_cache_memory_bytes": self.kv_bytes,
+            "block_size": self.page_tokens,
+            # A prompt that is read in parts rewinds its random numbers, which vLLM can't on a CPU; and a part of a
+            # prompt among decode steps is neither a prefill nor a decode step, which nothing could be learnt from.
+            "enable_chunked_prefill": False,
+            "async_scheduling": False,  # a step's time is its own
+            "enforce_eager": self.on_cpu,
+            "disable_log_stats": True,
+        }
+
+
+def prepare(environment: MutableMapping[str, str], options: EngineOptions) -> None:
+    """Set what vLLM and torch read from the environment when they are imported."""
+    for name, value in DEFAULTS.items():
+        environment.setdefault(name, value)
+    environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the plan
+    if options.on_cpu:
+        environment.setdefault("OMP_NUM_THREADS", str(options.threads))
+    else:
+        environment["CUDA_VISIBLE_DEVICES"] = options.device.removeprefix("cuda:")
+
+
+def _positive(parameters: Mapping[str, str], name: str) -> int:
+    text = parameters.get(name, "")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"model config parameter {name} must be a whole number of at least 1, not {text!r}")
+    return int(text)
