@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from tests.support.world import MODEL, deployment, submission
 from uellm.messaging.clock import RedisClock, entry_time_ms
@@ -27,6 +30,43 @@ async def submitted(store: QueryStore, identifier: str) -> Accepted:
 
 def delta(text: str) -> QueryEvent:
     return QueryEvent(token_delta=TokenDelta(attempt=1, text=text))
+
+
+class LosesAnswers:
+    """A connection that breaks when a command has run and before its answer has come."""
+
+    def __init__(self, redis: RedisClient, command: str, times: int = 1) -> None:
+        self._redis, self._command, self._left = redis, command, times
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._redis, name)
+        if name != self._command:
+            return real
+
+        async def lost(*arguments: Any, **options: Any) -> Any:
+            answer = await real(*arguments, **options)
+            if answer and self._left:
+                self._left -= 1
+                raise ConnectionError("the answer was lost")
+            return answer
+
+        return lost
+
+
+async def test_entries_whose_answer_was_lost_are_read_again(redis: RedisClient):
+    store, inbox = QueryStore(redis), Inbox(LosesAnswers(redis, "xreadgroup", 2), MODEL, "one")
+    first = await submitted(store, "first")
+    assert [entry.entry_id for entry in await inbox.take_over()] == []
+    with pytest.raises(ConnectionError):
+        await inbox.read()
+    second = await submitted(store, "second")
+    with pytest.raises(ConnectionError):
+        await inbox.read(block_ms=10)
+    heard = [*await inbox.read(block_ms=10), *await inbox.read(block_ms=10), *await inbox.read(block_ms=10)]
+    assert [entry.entry_id for entry in heard] == [first.entry_id, second.entry_id]
+    third = await submitted(store, "third")
+    assert [entry.entry_id for entry in await inbox.read()] == [third.entry_id]
+    assert await inbox.read(block_ms=10) == []
 
 
 async def test_a_lease_has_one_holder_and_a_growing_epoch(redis: RedisClient):

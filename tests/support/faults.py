@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +59,15 @@ class OtherRedis(EmbeddedRedis):
         return self._process
 
 
+def find_redis_7() -> str | None:
+    """The system's server, not the one of the embedded stack, which may come first on PATH."""
+    for folder in os.environ["PATH"].split(os.pathsep):
+        binary = shutil.which("redis-server", path=folder)
+        if binary and b"v=7" in subprocess.run([binary, "--version"], capture_output=True, check=True).stdout:
+            return binary
+    return None
+
+
 @dataclass
 class Service:
     """One of the services as a process of its own."""
@@ -85,7 +96,9 @@ def service(name: str, redis_url: str, folder: Path, replica: str = "", *flags: 
     if replica:
         argv += ["--replica", replica]
     label = replica or name
-    process = ManagedProcess(label, argv, log=folder / f"{label}.log", ready=lambda: _serves(address), env=_environment())
+    process = ManagedProcess(
+        label, argv, log=folder / f"{label}.log", ready=lambda: _serves(address), env=_environment()
+    )
     return Service(process, address, replica)
 
 
@@ -140,18 +153,23 @@ class FaultyStack:
         """SIGKILL of the server; started again, it serves nothing until the model is loaded, as the deployer does."""
         await asyncio.to_thread(self._restart_triton)
 
-    async def kill_stub(self) -> None:
-        """SIGKILL of the process that the model runs in."""
+    async def kill_stub(self, dead_seconds: float = 1.0) -> None:
+        """SIGKILL of the process that the model runs in, which Triton does not replace; loaded again after a while."""
         assert self.triton.process.pid is not None
         children = psutil.Process(self.triton.process.pid).children(recursive=True)
-        [stub] = [child for child in children if "backend_stub" in child.name() or "backend_stub" in child.exe()]
+        [stub] = [child for child in children if "backend_stub" in child.name()]
         stub.kill()
+        await asyncio.sleep(dead_seconds)
+        # As the deployer does: Triton sees no reason to load what has not changed.
+        (self.triton.options.repository / TRITON_MODEL / "1" / "model.py").touch()
+        await asyncio.to_thread(load, self.triton, TRITON_MODEL)
 
-    async def kill_redis(self, away_seconds: float = 0.0) -> None:
-        """SIGKILL; started again after a while on the same port with the same data."""
+    async def kill_redis(self, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
+        """SIGKILL; started again, when `meanwhile` has ended, on the same port with the same data."""
         send(self.redis.process, signal.SIGKILL)
         await asyncio.to_thread(self.redis.stop)
-        await asyncio.sleep(away_seconds)
+        if meanwhile is not None:
+            await meanwhile()
         self.redis.start()
         await asyncio.to_thread(self.redis.wait_ready, RESTART_SECONDS)
 
@@ -318,7 +336,9 @@ class Traffic:
         for name, seen in self.watched.items():
             assert len(seen.events) == await self.bench.redis.xlen(f"{_record(name)}:events")
             stored = [event.SerializeToString() for event in await self.bench.events(name)]
-            assert [_timeless(event) for event in seen.events[:-1]] == stored, "a watcher missed something, or saw it twice"
+            assert [_timeless(event) for event in seen.events[:-1]] == stored, (
+                "a watcher missed something, or saw it twice"
+            )
             assert seen.events[-1].outcome == outcomes[self.names.index(name)]
         return outcomes
 

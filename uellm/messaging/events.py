@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
 from uellm.messaging.clock import entry_time_ms, timestamp
@@ -75,11 +76,14 @@ class EventHub:
         try:
             while True:
                 for entry_id, fields in await self._next(watcher):
-                    stored = await self._decode(name, entry_id, fields)
-                    if stored is None:
-                        return
-                    yield stored
-                    if stored.event.HasField("outcome"):
+                    ended = b"outcome" in fields
+                    event = await self._outcome(name) if ended else decode_event(fields)
+                    if event is not None:
+                        event.time.CopyFrom(timestamp(entry_time_ms(entry_id)))
+                        yield StoredEvent(entry_id, event)
+                    elif not ended:
+                        log.error("an event can't be read; left out", query=name, entry=entry_id)
+                    if ended:
                         return
         finally:
             self._leave(watcher)
@@ -107,16 +111,9 @@ class EventHub:
         entries = await self._redis.xrange(stream, min=f"({cursor}", count=PAGE)
         return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
-    async def _decode(self, name: str, entry_id: str, fields: dict[bytes, bytes]) -> StoredEvent | None:
-        if b"outcome" in fields:
-            outcome = await self._redis.hget(query_keys(name).record, "outcome")
-            if outcome is None:
-                return None
-            event = QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
-        else:
-            event = QueryEvent.FromString(fields[b"e"])
-        event.time.CopyFrom(timestamp(entry_time_ms(entry_id)))
-        return StoredEvent(entry_id, event)
+    async def _outcome(self, name: str) -> QueryEvent | None:
+        outcome = await self._redis.hget(query_keys(name).record, "outcome")
+        return None if outcome is None else QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
 
     async def _join(self, watcher: _Watcher) -> None:
         self._watchers.setdefault(watcher.stream, set()).add(watcher)
@@ -166,6 +163,14 @@ class EventHub:
             elif not watcher.behind:
                 watcher.buffer.extend(decoded)
             watcher.news.set()
+
+
+def decode_event(fields: Mapping[bytes, bytes]) -> QueryEvent | None:
+    """The event of a stream's entry; None for the mark of the outcome, and for what can't be read."""
+    try:
+        return QueryEvent.FromString(fields[b"e"])
+    except (KeyError, DecodeError):
+        return None
 
 
 def _number(entry_id: str) -> tuple[int, int]:

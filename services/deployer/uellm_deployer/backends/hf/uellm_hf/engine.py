@@ -70,7 +70,7 @@ class Engine:
     def describe(self) -> dict[str, Any]:
         """The answer to the describe action."""
         with self._changed:
-            running = len(self._jobs())
+            running = [job.batch_id for job in self._jobs()]
         return {
             "kv_bytes_per_token": self._model.kv_bytes_per_token,
             "weight_bytes": self._model.weight_bytes,
@@ -78,7 +78,8 @@ class Engine:
             "vocabulary": self._model.vocabulary,
             "device": str(self._model.device),
             "dtype": self._model.dtype,
-            "batches_running": running,
+            "batches_running": len(running),
+            "batch_ids": running,
         }
 
     def close(self) -> None:
