@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from uellm.messaging.clock import entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.keys import query_keys
 from uellm.v1.query_pb2 import Outcome
 from uellm.v1.stream_pb2 import QueryEvent
@@ -51,6 +52,7 @@ class EventHub:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
+        self._gathered = Gathered(redis)
         self._watchers: dict[str, set[_Watcher]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
@@ -108,11 +110,11 @@ class EventHub:
                 return fresh
 
     async def _read_after(self, stream: str, cursor: str) -> list[tuple[str, dict[bytes, bytes]]]:
-        entries = await self._redis.xrange(stream, min=f"({cursor}", count=PAGE)
+        entries = await self._gathered.execute("XRANGE", stream, f"({cursor}", "+", "COUNT", PAGE)
         return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
     async def _outcome(self, name: str) -> QueryEvent | None:
-        outcome = await self._redis.hget(query_keys(name).record, "outcome")
+        outcome = await self._gathered.execute("HGET", query_keys(name).record, "outcome")
         return None if outcome is None else QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
 
     async def _join(self, watcher: _Watcher) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uellm.messaging.connection import RedisClient
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.keys import GROUP, ModelKeys, model_of, query_keys
 from uellm.messaging.scripts import Scripts
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome, QueryState, ResourceProfile
@@ -117,18 +118,21 @@ class QueryStore:
     retention_ms: int = 3_600_000
     """How long a finished query can still be read."""
     scripts: Scripts = field(init=False)
+    gathered: Gathered = field(init=False)
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.redis)
+        self.gathered = Gathered(self.redis)
 
     async def submit(self, submission: Submission, depth_limit: int) -> Accepted | Conflict | Full:
         """Write record and queue entry together, or find the query that is there already."""
         keys, model = query_keys(submission.name), ModelKeys(model_of(submission.name))
         profile = submission.entry.profile
         admitted = QueryEvent(schema_version=SCHEMA_VERSION, admitted=Admitted(profile=profile))
-        answer = await self.scripts.submit(
-            keys=[keys.record, model.queue, model.depth, keys.events],
-            args=[
+        answer = await self.gathered.script(
+            self.scripts.submit,
+            [keys.record, model.queue, model.depth, keys.events],
+            [
                 submission.body_hash,
                 submission.record.SerializeToString(),
                 profile.SerializeToString(),

@@ -44,7 +44,7 @@ def uncalibrated(model: str, predictor_version: str) -> None:
     """No calibration, whatever the model and the predictor."""
 
 
-_random = random.SystemRandom()
+_random = random.Random()
 _TURN = 8
 
 
