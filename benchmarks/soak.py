@@ -24,10 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.faults import FaultyStack, faulty_stack, run_through  # noqa: E402
-
-from uellm.local.process import free_port  # noqa: E402
-from uellm.local.redis import EmbeddedRedis  # noqa: E402
+from tests.support.faults import FaultyStack, faulty_stack, run_through
+from uellm.local.process import free_port
+from uellm.local.redis import EmbeddedRedis
 
 FAULTS = ("kill_scheduler", "pause_scheduler", "kill_triton", "kill_stub", "kill_redis", "pause_redis")
 MOST_FAULTS = 3
@@ -72,13 +71,14 @@ def soak(rounds: int, seconds: float, seed: int, queries: int) -> dict[str, Any]
                     done.append(asyncio.run(one_round(stack, number, choice, queries)))
                 except Exception:  # noqa: BLE001  (reported)
                     broken = traceback.format_exc()
-            tracebacks = stack.logs().count("Traceback")
+            crashes, tracebacks = stack.triton_crashes, stack.logs().count("Traceback")
     return {
         "seed": seed,
         "rounds": len(done),
         "queries": queries * len(done),
         "faults": dict(Counter(fault for one in done for fault in one["faults"])),
         "broken": broken,
+        "triton_crashes": crashes,
         "tracebacks_in_logs": tracebacks,
         "load_average": round(os.getloadavg()[0], 1),
         "each": done,

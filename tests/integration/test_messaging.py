@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from tests.support.world import MODEL, deployment, submission
+from uellm.local.process import free_port
+from uellm.local.redis import EmbeddedRedis
 from uellm.messaging.clock import RedisClock, entry_time_ms
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, connect
 from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
 from uellm.messaging.events import EventHub
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.inbox import Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
@@ -244,3 +250,52 @@ async def test_the_clock_is_that_of_the_queue(redis: RedisClient):
     await clock.synchronise()
     accepted = await submitted(QueryStore(redis), "q")
     assert abs(clock.now_ms() - entry_time_ms(accepted.entry_id)) < 1_000
+
+
+async def test_commands_of_many_callers_share_round_trips(redis: RedisClient):
+    store = QueryStore(redis)
+    await redis.script_flush()
+    answers = await asyncio.gather(*(store.submit(submission(f"q{number}"), 30) for number in range(50)))
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 30
+    assert sorted(answer.depth for answer in answers if isinstance(answer, Accepted)) == list(range(1, 31))
+
+
+async def test_each_caller_gets_its_own_error(redis: RedisClient):
+    gathered = Gathered(redis)
+    await redis.set("text", "x")
+    answers = await asyncio.gather(
+        gathered.execute("GET", "text"),
+        gathered.execute("INCR", "text"),
+        gathered.execute("GET", "nothing"),
+        return_exceptions=True,
+    )
+    assert (answers[0], answers[2]) == (b"x", None)
+    assert isinstance(answers[1], ResponseError)
+
+
+async def test_all_callers_are_told_when_redis_is_away(tmp_path: Path):
+    server = EmbeddedRedis(tmp_path, free_port())
+    server.start()
+    server.wait_ready()
+    try:
+        client = connect(server.url)
+        gathered = Gathered(client)
+        assert await gathered.execute("PING")
+        server.stop()
+        errors = await asyncio.gather(*(gathered.execute("PING") for _ in range(20)), return_exceptions=True)
+        assert {isinstance(error, RedisConnectionError) for error in errors} == {True}
+        server.start()
+        server.wait_ready()
+        assert await gathered.execute("PING")
+        await client.aclose()
+    finally:
+        server.stop()
+
+
+async def test_a_caller_that_leaves_takes_nobody_along(redis: RedisClient):
+    gathered = Gathered(redis)
+    calls = [asyncio.create_task(gathered.execute("INCR", "n")) for _ in range(5)]
+    await asyncio.sleep(0)
+    calls[2].cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert sorted(answer for answer in done if isinstance(answer, int)) == [1, 2, 4, 5]

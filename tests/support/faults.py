@@ -132,6 +132,8 @@ class FaultyStack:
     schedulers: tuple[Service, ...]
     profiler: Service
     tokenizer: Path
+    triton_crashes: int = 0
+    """How often Triton ended by itself."""
 
     # --- what can happen; each returns when the part is whole again ---
 
@@ -162,7 +164,7 @@ class FaultyStack:
         await asyncio.sleep(dead_seconds)
         # As the deployer does: Triton sees no reason to load what has not changed.
         (self.triton.options.repository / TRITON_MODEL / "1" / "model.py").touch()
-        await asyncio.to_thread(load, self.triton, TRITON_MODEL)
+        await asyncio.to_thread(self._load_or_restart)
 
     async def kill_redis(self, meanwhile: Callable[[], Awaitable[None]] | None = None) -> None:
         """SIGKILL; started again, when `meanwhile` has ended, on the same port with the same data."""
@@ -217,6 +219,19 @@ class FaultyStack:
         process.stop()
         process.start()
         process.wait_ready(RESTART_SECONDS)
+
+    def _load_or_restart(self) -> None:
+        """Triton 2.51 may end while it replaces a model whose process has ended; a supervisor starts it again."""
+        try:
+            load(self.triton, TRITON_MODEL)
+        except grpc.RpcError:
+            if self.triton.process.running:
+                raise
+            self.triton_crashes += 1
+            self.triton.stop()
+            self.triton.start()
+            self.triton.wait_ready(RESTART_SECONDS)
+            load(self.triton, TRITON_MODEL)
 
     def _restart_triton(self) -> None:
         self._restart(self.triton.process)

@@ -57,6 +57,8 @@ class EventHub:
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._reader_id: int | None = None
+        self._woken = False
+        """Whether the reader was told of changes since it began to read."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[EventHub]:
@@ -121,8 +123,9 @@ class EventHub:
         self._watchers.setdefault(watcher.stream, set()).add(watcher)
         self._positions.setdefault(watcher.stream, watcher.cursor)
         self._changed.set()
-        if self._reader_id is not None:
-            await self._redis.client_unblock(self._reader_id)
+        if self._reader_id is not None and not self._woken:
+            self._woken = True
+            await self._gathered.execute("CLIENT", "UNBLOCK", self._reader_id)
 
     def _leave(self, watcher: _Watcher) -> None:
         watchers = self._watchers.get(watcher.stream, set())
@@ -150,6 +153,7 @@ class EventHub:
             if not self._positions:
                 self._changed.clear()
                 await self._changed.wait()
+            self._woken = False
             answer = await reader.xread(dict(self._positions), block=250, count=PAGE)
             for stream, entries in answer or ():
                 self._hand_out(stream.decode(), entries)

@@ -44,7 +44,8 @@ class Gathered:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-                for (_, answer), value in zip(batch, await self._answers([command for command, _ in batch]), strict=True):
+                values = await self._answers([command for command, _ in batch])
+                for (_, answer), value in zip(batch, values, strict=True):
                     if answer.cancelled():
                         continue
                     if isinstance(value, Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ BACKLOG_TIME_TO_LIVE_MS = 5_000
 PROBE_SECONDS = 0.25
 HAND_OVER_SECONDS = 2.0
 RECOVERED_AT_ONCE = 250
+"""Queries; between them others get their turn on the event loop, and the first are decided on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,9 @@ class QueueOwner:
         entries = await _patiently(self._inbox.take_over)
         log.info("took the queue over", model=self.lease.model, epoch=self.lease.epoch, entries=len(entries))
         self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.lease.model)))))
-        self._hear(entries, await _patiently(lambda: self._recover(entries)))
+        for at in range(0, len(entries), RECOVERED_AT_ONCE):
+            page = entries[at : at + RECOVERED_AT_ONCE]
+            self._hear(page, await _patiently(functools.partial(self._recover, page)))
         while True:
             self._hear(await _patiently(self._inbox.read), {})
 
@@ -176,17 +180,13 @@ class QueueOwner:
             for entry in entries
             if entry.query is not None and self._makes_sense(entry)
         }
-        history = {}
-        every = list(queries)
-        for at in range(0, len(every), RECOVERED_AT_ONCE):
-            names = every[at : at + RECOVERED_AT_ONCE]
-            stored = await self._around.store.read_many(names)
-            begun = [one for one in stored if one is not None and (one.attempts or one.cancel_requested)]
-            for one, progress in zip(begun, await self._progress([one.name for one in begun]), strict=True):
-                history[one.name] = on.TakenQuery(
-                    one.name, *queries[one.name], one.attempts, progress, one.cancel_requested
-                )
-        return history
+        stored = await self._around.store.read_many(list(queries))
+        begun = [one for one in stored if one is not None and (one.attempts or one.cancel_requested)]
+        progress = await self._progress([one.name for one in begun])
+        return {
+            one.name: on.TakenQuery(one.name, *queries[one.name], one.attempts, delivered, one.cancel_requested)
+            for one, delivered in zip(begun, progress, strict=True)
+        }
 
     async def _progress(self, names: Sequence[str]) -> list[Progress]:
         """What earlier attempts delivered of each query."""
