@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.faults import find_redis_7
 from tests.support.world import MODEL, submission
 from uellm.local.process import ManagedProcess, free_port
 from uellm.messaging.connection import RedisClient, connect
@@ -44,15 +42,6 @@ async def redis_7(tmp_path: Path) -> AsyncIterator[RedisClient]:
         await client.aclose()
     finally:
         server.stop()
-
-
-def find_redis_7() -> str | None:
-    """The system's server, not the one of the embedded stack, which may come first on PATH."""
-    for folder in os.environ["PATH"].split(os.pathsep):
-        binary = shutil.which("redis-server", path=folder)
-        if binary and b"v=7" in subprocess.run([binary, "--version"], capture_output=True, check=True).stdout:
-            return binary
-    return None
 
 
 class Both:

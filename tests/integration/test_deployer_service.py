@@ -55,6 +55,11 @@ def wait_for(condition: Callable[[], T | None]) -> T:
     return value
 
 
+def stubs(triton: EmbeddedTriton) -> list[psutil.Process]:
+    """The processes that models run in."""
+    return [one for one in psutil.Process(triton.process.pid).children() if "backend_stub" in one.name()]
+
+
 class Deployer:
     """The service as a process."""
 
@@ -314,6 +319,19 @@ async def test_restarts_of_deployer_triton_and_redis(tmp_path, weights, redis_se
         await client.aclose()
         redis.stop()
         triton.stop()
+
+
+def test_a_model_whose_process_has_ended_is_loaded_again(deployer, weights, triton):
+    """Triton goes on to call it ready, and sees no reason to load what has not changed."""
+    deployer.create("stubborn", weights, model="stubborn")
+    (name,) = (entry for entry in deployer.files() if entry.startswith("stubborn--"))
+    client = StaticEngineClient(triton, name)
+    for _ in range(2):
+        for stub in stubs(triton):
+            stub.kill()
+        wait_for(lambda: not client.describe())
+        wait_for(client.describe)
+    deployer.delete("stubborn")
 
 
 def test_a_wrong_secret_is_told_apart_from_an_absent_triton(tmp_path, triton, redis_server):

@@ -138,6 +138,7 @@ def test_describe_tells_the_facts_of_the_model(client: triton.StaticEngineClient
         "device": "cpu",
         "dtype": "float32",
         "batches_running": 0,
+        "batch_ids": [],
     }
 
 

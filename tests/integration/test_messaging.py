@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from tests.support.world import MODEL, deployment, submission
+from uellm.local.process import free_port
+from uellm.local.redis import EmbeddedRedis
 from uellm.messaging.clock import RedisClock, entry_time_ms
-from uellm.messaging.connection import RedisClient
+from uellm.messaging.connection import RedisClient, connect
 from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
 from uellm.messaging.events import EventHub
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.inbox import Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
@@ -27,6 +36,43 @@ async def submitted(store: QueryStore, identifier: str) -> Accepted:
 
 def delta(text: str) -> QueryEvent:
     return QueryEvent(token_delta=TokenDelta(attempt=1, text=text))
+
+
+class LosesAnswers:
+    """A connection that breaks when a command has run and before its answer has come."""
+
+    def __init__(self, redis: RedisClient, command: str, times: int = 1) -> None:
+        self._redis, self._command, self._left = redis, command, times
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._redis, name)
+        if name != self._command:
+            return real
+
+        async def lost(*arguments: Any, **options: Any) -> Any:
+            answer = await real(*arguments, **options)
+            if answer and self._left:
+                self._left -= 1
+                raise ConnectionError("the answer was lost")
+            return answer
+
+        return lost
+
+
+async def test_entries_whose_answer_was_lost_are_read_again(redis: RedisClient):
+    store, inbox = QueryStore(redis), Inbox(LosesAnswers(redis, "xreadgroup", 2), MODEL, "one")
+    first = await submitted(store, "first")
+    assert [entry.entry_id for entry in await inbox.take_over()] == []
+    with pytest.raises(ConnectionError):
+        await inbox.read()
+    second = await submitted(store, "second")
+    with pytest.raises(ConnectionError):
+        await inbox.read(block_ms=10)
+    heard = [*await inbox.read(block_ms=10), *await inbox.read(block_ms=10), *await inbox.read(block_ms=10)]
+    assert [entry.entry_id for entry in heard] == [first.entry_id, second.entry_id]
+    third = await submitted(store, "third")
+    assert [entry.entry_id for entry in await inbox.read()] == [third.entry_id]
+    assert await inbox.read(block_ms=10) == []
 
 
 async def test_a_lease_has_one_holder_and_a_growing_epoch(redis: RedisClient):
@@ -204,3 +250,52 @@ async def test_the_clock_is_that_of_the_queue(redis: RedisClient):
     await clock.synchronise()
     accepted = await submitted(QueryStore(redis), "q")
     assert abs(clock.now_ms() - entry_time_ms(accepted.entry_id)) < 1_000
+
+
+async def test_commands_of_many_callers_share_round_trips(redis: RedisClient):
+    store = QueryStore(redis)
+    await redis.script_flush()
+    answers = await asyncio.gather(*(store.submit(submission(f"q{number}"), 30) for number in range(50)))
+    assert sum(isinstance(answer, Accepted) for answer in answers) == 30
+    assert sorted(answer.depth for answer in answers if isinstance(answer, Accepted)) == list(range(1, 31))
+
+
+async def test_each_caller_gets_its_own_error(redis: RedisClient):
+    gathered = Gathered(redis)
+    await redis.set("text", "x")
+    answers = await asyncio.gather(
+        gathered.execute("GET", "text"),
+        gathered.execute("INCR", "text"),
+        gathered.execute("GET", "nothing"),
+        return_exceptions=True,
+    )
+    assert (answers[0], answers[2]) == (b"x", None)
+    assert isinstance(answers[1], ResponseError)
+
+
+async def test_all_callers_are_told_when_redis_is_away(tmp_path: Path):
+    server = EmbeddedRedis(tmp_path, free_port())
+    server.start()
+    server.wait_ready()
+    try:
+        client = connect(server.url)
+        gathered = Gathered(client)
+        assert await gathered.execute("PING")
+        server.stop()
+        errors = await asyncio.gather(*(gathered.execute("PING") for _ in range(20)), return_exceptions=True)
+        assert {isinstance(error, RedisConnectionError) for error in errors} == {True}
+        server.start()
+        server.wait_ready()
+        assert await gathered.execute("PING")
+        await client.aclose()
+    finally:
+        server.stop()
+
+
+async def test_a_caller_that_leaves_takes_nobody_along(redis: RedisClient):
+    gathered = Gathered(redis)
+    calls = [asyncio.create_task(gathered.execute("INCR", "n")) for _ in range(5)]
+    await asyncio.sleep(0)
+    calls[2].cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert sorted(answer for answer in done if isinstance(answer, int)) == [1, 2, 4, 5]

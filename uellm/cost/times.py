@@ -65,12 +65,17 @@ class TimeDistribution:
             raise ValueError(f"a quantile's probability lies in (0, 1); got {probability}")
         guess, spread = self._guess(probability)
         low, high = guess - spread, guess + spread
-        while high > 0 and self.cdf(high) < probability:
-            low, high = high, high + 2 * (high - low) + _TOLERANCE * abs(high)
-        low = max(low, 0.0)
-        while low > 0 and self.cdf(low) >= probability:
-            low, high = max(0.0, low - 2 * (high - low) - _TOLERANCE * high), low
-        return self._root(probability, low, high)
+        at_low, at_high = None, self.cdf(high) - probability
+        while high > 0 and at_high < 0:
+            low, high, at_low = high, high + 2 * (high - low) + _TOLERANCE * abs(high), at_high
+            at_high = self.cdf(high) - probability
+        if at_low is None or low < 0:
+            low = max(low, 0.0)
+            at_low = self.cdf(low) - probability
+        while low > 0 and at_low >= 0:
+            low, high, at_high = max(0.0, low - 2 * (high - low) - _TOLERANCE * high), low, at_low
+            at_low = self.cdf(low) - probability
+        return self._root(probability, (low, at_low), (high, at_high))
 
     def quantiles(self, *probabilities: float) -> list[float]:
         """The quantiles of ascending probabilities, ascending, too: where two are as good as equal, they are equal."""
@@ -87,9 +92,12 @@ class TimeDistribution:
         value = times[index - 1] + share * (times[index] - times[index - 1])
         return value, max(self._deviations[index - 1], _TOLERANCE * value)
 
-    def _root(self, probability: float, low: float, high: float) -> float:
-        """Where the distribution function, at most `probability` at `low`, reaches it: by the Illinois method."""
-        at_low, at_high = self.cdf(low) - probability, self.cdf(high) - probability
+    def _root(self, probability: float, lower: tuple[float, float], upper: tuple[float, float]) -> float:
+        """Where the distribution function reaches `probability`: by the Illinois method.
+
+        `lower` and `upper` are a time each, with what the distribution function is above `probability` there.
+        """
+        (low, at_low), (high, at_high) = lower, upper
         if at_low >= 0:
             return low
         side = 0

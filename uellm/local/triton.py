@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from uellm.local.process import ManagedProcess
 
 CONTROL_KEY = "uellm-control"  # metadata key of the restricted protocols; gRPC clients send it in lower case
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where POSIX shared memory lies on Linux)
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 
 
@@ -88,8 +89,11 @@ class EmbeddedTriton:
         self.process.wait_ready(timeout_seconds)
 
     def stop(self) -> None:
-        """End the server and its stub processes; its ports are free afterwards."""
+        """End the server and its stub processes; its ports and shared memory are free afterwards."""
         self.process.stop()
+        # A server that was killed leaves its regions behind, a megabyte and more for each model.
+        for region in SHARED_MEMORY.glob(f"{_regions(self.options)}*"):
+            region.unlink(missing_ok=True)
 
     def _is_live(self) -> bool:
         with grpc.insecure_channel(self.address) as channel:
@@ -113,13 +117,18 @@ def triton_command(options: TritonOptions, backends: Path) -> TritonCommand:
         "--allow-http=false",
         f"--exit-timeout-secs={options.exit_timeout_seconds}",
         # Two servers on a machine must not share the stubs' memory regions.
-        f"--backend-config=python,shm-region-prefix-name=uellm_{os.getpid()}_{options.grpc_port}",
+        f"--backend-config=python,shm-region-prefix-name={_regions(options)}",
     ]
     if options.metrics_port is None:
         argv += ["--allow-metrics=false"]
     else:
         argv += ["--metrics-address=127.0.0.1", f"--metrics-port={options.metrics_port}"]
     return TritonCommand(tuple(argv), _environment(options))
+
+
+def _regions(options: TritonOptions) -> str:
+    """How the names of its shared memory begin."""
+    return f"uellm_{os.getpid()}_{options.grpc_port}_"
 
 
 def assemble_backends(folder: Path) -> Path:

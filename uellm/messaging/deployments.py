@@ -89,7 +89,7 @@ class DeploymentDirectory:
             try:
                 record = DeploymentRecord.FromString(value)
             except DecodeError:
-                log.warning("deployment record can't be read", deployment=name.decode())
+                log.warning("deployment record can't be read", deployment=name.decode(errors="replace"))
                 continue
             if self._clock.now_ms() - record.publish_time.ToMilliseconds() <= STALE_AFTER_MS:
                 found[record.name] = record

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError
 
 from uellm.messaging.clock import entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.keys import query_keys
 from uellm.v1.query_pb2 import Outcome
 from uellm.v1.stream_pb2 import QueryEvent
@@ -53,10 +55,13 @@ class EventHub:
 
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
+        self._gathered = Gathered(redis)
         self._watchers: dict[str, set[_Watcher]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._reader_id: int | None = None
+        self._woken = False
+        """Whether the reader was told of changes since it began to read."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[EventHub]:
@@ -76,11 +81,14 @@ class EventHub:
         async with contextlib.aclosing(self.follow(query_keys(name).events, cursor or BEGINNING)) as pages:
             async for page in pages:
                 for entry_id, fields in page:
-                    stored = await self._decode(name, entry_id, fields)
-                    if stored is None:
-                        return
-                    yield stored
-                    if stored.event.HasField("outcome"):
+                    ended = b"outcome" in fields
+                    event = await self._outcome(name) if ended else decode_event(fields)
+                    if event is not None:
+                        event.time.CopyFrom(timestamp(entry_time_ms(entry_id)))
+                        yield StoredEvent(entry_id, event)
+                    elif not ended:
+                        log.error("an event can't be read; left out", query=name, entry=entry_id)
+                    if ended:
                         return
 
     async def follow(self, stream: str, cursor: str) -> AsyncGenerator[Entries, None]:
@@ -113,26 +121,20 @@ class EventHub:
                 return fresh
 
     async def _read_after(self, stream: str, cursor: str) -> Entries:
-        entries = await self._redis.xrange(stream, min=f"({cursor}", count=PAGE)
+        entries = await self._gathered.execute("XRANGE", stream, f"({cursor}", "+", "COUNT", PAGE)
         return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
-    async def _decode(self, name: str, entry_id: str, fields: dict[bytes, bytes]) -> StoredEvent | None:
-        if b"outcome" in fields:
-            outcome = await self._redis.hget(query_keys(name).record, "outcome")
-            if outcome is None:
-                return None
-            event = QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
-        else:
-            event = QueryEvent.FromString(fields[b"e"])
-        event.time.CopyFrom(timestamp(entry_time_ms(entry_id)))
-        return StoredEvent(entry_id, event)
+    async def _outcome(self, name: str) -> QueryEvent | None:
+        outcome = await self._gathered.execute("HGET", query_keys(name).record, "outcome")
+        return None if outcome is None else QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
 
     async def _join(self, watcher: _Watcher) -> None:
         self._watchers.setdefault(watcher.stream, set()).add(watcher)
         self._positions.setdefault(watcher.stream, watcher.cursor)
         self._changed.set()
-        if self._reader_id is not None:
-            await self._redis.client_unblock(self._reader_id)
+        if self._reader_id is not None and not self._woken:
+            self._woken = True
+            await self._gathered.execute("CLIENT", "UNBLOCK", self._reader_id)
 
     def _leave(self, watcher: _Watcher) -> None:
         watchers = self._watchers.get(watcher.stream, set())
@@ -160,6 +162,7 @@ class EventHub:
             if not self._positions:
                 self._changed.clear()
                 await self._changed.wait()
+            self._woken = False
             answer = await reader.xread(dict(self._positions), block=250, count=PAGE)
             for stream, entries in answer or ():
                 self._hand_out(stream.decode(), entries)
@@ -175,6 +178,14 @@ class EventHub:
             elif not watcher.behind:
                 watcher.buffer.extend(decoded)
             watcher.news.set()
+
+
+def decode_event(fields: Mapping[bytes, bytes]) -> QueryEvent | None:
+    """The event of a stream's entry; None for the mark of the outcome, and for what can't be read."""
+    try:
+        return QueryEvent.FromString(fields[b"e"])
+    except (KeyError, DecodeError):
+        return None
 
 
 def entry_number(entry_id: str) -> tuple[int, int]:

@@ -36,3 +36,6 @@ async def _refresh(what: str, refresh: Callable[[], Awaitable[None]], interval_s
             await refresh()
         except (RedisError, OSError) as error:
             log.warning("what is followed can't be read", what=what, error=str(error))
+        except Exception:
+            # Nobody would notice that it has ended.
+            log.exception("what is followed makes no sense", what=what)

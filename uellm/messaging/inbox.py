@@ -29,6 +29,10 @@ class Inbox:
         self._redis = redis
         self._queue = ModelKeys(model).queue
         self._replica = replica
+        self._heard = "0-0"
+        """Entries up to this one were returned."""
+        self._unsure = False
+        """Whether entries may have been handed to this replica in an answer that was lost."""
 
     async def take_over(self, page: int = 1_000) -> list[Entry]:
         """Claim all that earlier owners took and did not finish. Their writes are fenced, so it can be at once."""
@@ -47,14 +51,22 @@ class Inbox:
             if start in (b"0-0", "0-0"):
                 break
         await self._forget_others()
+        if entries:
+            self._heard = entries[-1].entry_id
         return entries
 
     async def read(self, count: int = 256, block_ms: int = 1_000) -> list[Entry]:
         """Wait for new entries, at most `block_ms` milliseconds."""
-        answer = await self._redis.xreadgroup(GROUP, self._replica, {self._queue: ">"}, count=count, block=block_ms)
-        if not answer:
-            return []
-        return [_entry(entry_id, fields) for _, entries in answer for entry_id, fields in entries]
+        unsure, self._unsure = self._unsure, True
+        answer = await self._redis.xreadgroup(
+            GROUP, self._replica, {self._queue: self._heard if unsure else ">"}, count=count, block=block_ms
+        )
+        found = [pair for _, entries in answer or () for pair in entries]
+        # Once it has read again what it was handed, it goes on with what is new.
+        self._unsure = unsure and bool(found)
+        if found:
+            self._heard = found[-1][0].decode()
+        return [_entry(entry_id, fields) for entry_id, fields in found if fields]
 
     async def acknowledge(self, entry_id: str) -> None:
         """Take a control message, or an entry that can't be read, off the queue."""

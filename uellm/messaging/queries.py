@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uellm.messaging.connection import RedisClient
+from uellm.messaging.gathering import Gathered
 from uellm.messaging.keys import GROUP, ModelKeys, QueryKeys, model_of, query_keys, tenant_of
 from uellm.messaging.scripts import Scripts
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome, QueryState, ResourceProfile
@@ -134,18 +135,21 @@ class QueryStore:
     """How long a finished query can still be read."""
     outcomes_kept: int = OUTCOMES_KEPT
     scripts: Scripts = field(init=False)
+    gathered: Gathered = field(init=False)
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.redis)
+        self.gathered = Gathered(self.redis)
 
     async def submit(self, submission: Submission, depth_limit: int) -> Accepted | Conflict | Full:
         """Write record and queue entry together, or find the query that is there already."""
         keys, model, tenant = _keys_of(submission.name)
         profile = submission.entry.profile
         admitted = QueryEvent(schema_version=SCHEMA_VERSION, admitted=Admitted(profile=profile))
-        answer = await self.scripts.submit(
-            keys=[keys.record, model.queue, model.depth, keys.events, model.queries(tenant), model.outcomes(tenant)],
-            args=[
+        answer = await self.gathered.script(
+            self.scripts.submit,
+            [keys.record, model.queue, model.depth, keys.events, model.queries(tenant), model.outcomes(tenant)],
+            [
                 submission.body_hash,
                 submission.record.SerializeToString(),
                 profile.SerializeToString(),

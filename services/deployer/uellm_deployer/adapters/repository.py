@@ -73,6 +73,10 @@ class ModelRepository:
         """Move a staged entry into the repository in one step."""
         await asyncio.to_thread(self._install, name)
 
+    async def touch(self, name: str) -> None:
+        """Make an installed entry look new: Triton does not load again what it calls ready and finds unchanged."""
+        await asyncio.to_thread(_touch, _inside(self.models, name))
+
     async def remove(self, name: str) -> None:
         """Take an entry away, staged or installed; nothing if there is none."""
         await asyncio.to_thread(self._remove, name)
@@ -135,3 +139,10 @@ def _discard(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _touch(entry: Path) -> None:
+    """All files: a config that alone is new changes the number of instances at most."""
+    for path in entry.rglob("*"):
+        if path.is_file():
+            path.touch()

@@ -19,6 +19,8 @@ from uellm_deployer.backends.vllm.contract import NOT_INSTALLED
 
 T = TypeVar("T")
 _GONE = ("", "UNAVAILABLE")
+_PROCESS_ENDED = "is not healthy"
+"""In what Triton says of the process of a Python-backend model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class TritonControl:
 
     async def ready_models(self) -> frozenset[str]:
         """The models that answer now."""
-        return frozenset(name for name, (state, _) in (await self._index()).items() if state == "READY")
+        loaded = [name for name, (state, _) in (await self._index()).items() if state == "READY"]
+        alive = await asyncio.gather(*(self._lives(name) for name in loaded))
+        return frozenset(name for name, lives in zip(loaded, alive, strict=True) if lives)
 
     async def load(self, name: str) -> None:
         """Load a model and wait until it is ready; FailedPreconditionError with Triton's reason otherwise."""
@@ -107,6 +111,16 @@ class TritonControl:
         if name not in await self.ready_models():
             return 0
         return int((await self._inference(describe(self._stub, name, self._times.call)))["batches_running"])
+
+    async def _lives(self, name: str) -> bool:
+        """False where the process of the model has ended: the index goes on to call it ready."""
+        try:
+            await self._plain(describe(self._stub, name, self._times.call))
+        except FailedPreconditionError as error:
+            return _PROCESS_ENDED not in error.message
+        except TimeoutError:
+            return True  # busy
+        return True
 
     async def _await_load(self, name: str) -> None:
         deadline = time.monotonic() + self._times.load

@@ -99,6 +99,7 @@ class Keeper:
             if not self._repository.contains(plan.triton_model):
                 await self._repository.stage(self._renderer.render(plan))
                 await self._repository.install(plan.triton_model)
+            await self._repository.touch(plan.triton_model)
             await self._server.load(plan.triton_model)
             await self._server.verify(plan.triton_model, plan.plan_hash)
         except FailedPreconditionError as error:

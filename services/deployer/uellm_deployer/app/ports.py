@@ -95,6 +95,9 @@ class Repository(Protocol):
     async def install(self, name: str) -> None:
         """Move a staged entry into the repository in one step."""
 
+    async def touch(self, name: str) -> None:
+        """Make an installed entry look new: Triton does not load again what it calls ready and finds unchanged."""
+
     async def remove(self, name: str) -> None:
         """Take an entry away, staged or installed; nothing if there is none."""
 

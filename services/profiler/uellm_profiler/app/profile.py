@@ -46,7 +46,7 @@ def uncalibrated(model: str, predictor_version: str) -> None:
     """No calibration, whatever the model and the predictor."""
 
 
-_random = random.SystemRandom()
+_random = random.Random()  # noqa: S311  (no secret, and the system's take a system call each)
 _TURN = 8
 
 

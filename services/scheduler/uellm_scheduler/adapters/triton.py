@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -21,6 +23,8 @@ from ..app.events import EngineNews, RowNews
 from ..app.ports import EngineError
 
 CONTROL_TIMEOUT_SECONDS = 10.0
+SILENCE_SECONDS = 2.0
+"""A batch that says nothing for this long is asked after."""
 KEEPALIVE = [
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -55,11 +59,12 @@ class TritonEngines:
         refusal = ""
         try:
             # To the end even after an error: Triton can lose track of a request whose stream is cancelled.
-            async for result, error in call:
-                if error is not None:
-                    refusal = str(error.message())
-                elif result is not None and result.as_numpy("row_id") is not None:
-                    yield news_of(batch.batch_id, result)
+            async with aclosing(self._heard(call, record, batch.batch_id)) as answers:
+                async for result, error in answers:
+                    if error is not None:
+                        refusal = str(error.message())
+                    elif result is not None and result.as_numpy("row_id") is not None:
+                        yield news_of(batch.batch_id, result)
         except (InferenceServerException, grpc.RpcError) as error:
             raise EngineError(_reason(error)) from error
         finally:
@@ -78,26 +83,83 @@ class TritonEngines:
             "inputs": [_strings("batch_id", [batch_id]), _strings("cancel_row_id", names)],
             "parameters": {"action": "cancel"},
         }
-        call = self._client(deployment).stream_infer(_one(request), stream_timeout=CONTROL_TIMEOUT_SECONDS)
         try:
-            refusals = [str(error.message()) async for _, error in call if error is not None]
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise EngineError(_reason(error)) from error
-        if refusals:
-            raise EngineError(refusals[0])
+            await self._control(deployment, request)
+        except TimeoutError as error:
+            raise EngineError("the engine does not answer in time") from error
 
     async def ready(self, deployment: DeploymentRecord) -> bool:
-        """Whether the deployment's model can serve now."""
+        """Whether the engine itself answers: Triton calls a model ready whose process has ended."""
         try:
-            model, timeout = deployment.triton_model, CONTROL_TIMEOUT_SECONDS
-            return bool(await self._client(deployment).is_model_ready(model, client_timeout=timeout))
-        except (InferenceServerException, grpc.RpcError):
+            await self._describe(deployment)
+        except (EngineError, TimeoutError):
             return False
+        return True
 
     async def close(self) -> None:
         """Close all channels."""
         for client in self._clients.values():
             await client.close()
+
+    async def _heard(
+        self, call: AsyncIterator[tuple[Any, Any]], deployment: DeploymentRecord, batch_id: str
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
+        """What a batch's call yields; asked after when it is silent, since Triton does not end it if its process ends.
+
+        Raises:
+            EngineError: the engine does not know the batch any more, or is gone.
+        """
+        missed = 0
+        while True:
+            coming = asyncio.ensure_future(anext(call))
+            try:
+                while not (await asyncio.wait({coming}, timeout=SILENCE_SECONDS))[0]:
+                    missed = 0 if await self._knows(deployment, batch_id) else missed + 1
+                    if missed > 1:  # else its end may have been on the way
+                        raise EngineError("the engine has lost the batch")
+                yield coming.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                coming.cancel()
+
+    async def _knows(self, deployment: DeploymentRecord, batch_id: str) -> bool:
+        """Whether the engine still has a batch; True if it is too busy to say, or does not tell its batches."""
+        try:
+            description = await self._describe(deployment)
+        except TimeoutError:
+            return True
+        except EngineError:
+            return False
+        return batch_id in description.get("batch_ids", [batch_id])
+
+    async def _describe(self, deployment: DeploymentRecord) -> dict[str, Any]:
+        """The engine's description of itself.
+
+        Raises:
+            EngineError: it has none to give.
+            TimeoutError: it does not answer in time.
+        """
+        request = {"model_name": deployment.triton_model, "inputs": [], "parameters": {"action": "describe"}}
+        for result in await self._control(deployment, request):
+            description = result.as_numpy("step_aggregates")
+            if description is not None and description.size:
+                return dict(json.loads(description[0]))
+        raise EngineError("the engine does not describe itself")
+
+    async def _control(self, deployment: DeploymentRecord, request: dict[str, Any]) -> list[InferResult]:
+        """The answers to a request that is no batch; raises EngineError, TimeoutError."""
+        call = self._client(deployment).stream_infer(_one(request), stream_timeout=CONTROL_TIMEOUT_SECONDS)
+        try:
+            answers = [answer async for answer in call]
+        except (InferenceServerException, grpc.RpcError) as error:
+            if "DEADLINE_EXCEEDED" in _code(error):
+                raise TimeoutError from error
+            raise EngineError(_reason(error)) from error
+        for _, refusal in answers:
+            if refusal is not None:
+                raise EngineError(str(refusal.message()))
+        return [result for result, _ in answers if result is not None]
 
     def _client(self, deployment: DeploymentRecord) -> InferenceServerClient:
         endpoint = deployment.triton_endpoint
@@ -191,6 +253,11 @@ def _tensor(name: str, values: NDArray[Any]) -> InferInput:
     tensor = InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+def _code(error: Exception) -> str:
+    code = error.status() if isinstance(error, InferenceServerException) else getattr(error, "code", str)()
+    return str(code)
 
 
 def _reason(error: Exception) -> str:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from uellm.messaging.clock import Clock, entry_time_ms
+from uellm.messaging.clock import Clock, entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.costs import CostStore
 from uellm.messaging.decisions import DecisionStore
 from uellm.messaging.deployments import DeploymentDirectory
+from uellm.messaging.events import decode_event
 from uellm.messaging.inbox import Entry, Inbox
 from uellm.messaging.keys import ModelKeys, query_keys
 from uellm.messaging.lease import Lease
-from uellm.messaging.queries import QueryStore
-from uellm.v1.stream_pb2 import Backlog, DeploymentRecord, ProfiledQuery, QueryEvent
+from uellm.messaging.queries import FinishRow, QueryStore
+from uellm.v1.query_pb2 import QUERY_STATE_FAILED, Failure, Outcome
+from uellm.v1.stream_pb2 import Backlog, DeadLetter, DeploymentRecord, QueryEvent
 
 from ..domain.backlog import backlog_of
+from ..domain.entries import is_name_of, problem_of
 from ..domain.policy import Policy
 from . import effects as do
 from . import events as on
@@ -40,6 +44,8 @@ BACKLOG_SECONDS = 0.1
 BACKLOG_TIME_TO_LIVE_MS = 5_000
 PROBE_SECONDS = 0.25
 HAND_OVER_SECONDS = 2.0
+RECOVERED_AT_ONCE = 250
+"""Queries; between them others get their turn on the event loop, and the first are decided on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +133,17 @@ class QueueOwner:
         entries = await _patiently(self._inbox.take_over)
         log.info("took the queue over", model=self.lease.model, epoch=self.lease.epoch, entries=len(entries))
         self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.lease.model)))))
-        self._hear(entries, await _patiently(lambda: self._recover(entries)))
+        for at in range(0, len(entries), RECOVERED_AT_ONCE):
+            page = entries[at : at + RECOVERED_AT_ONCE]
+            self._hear(page, await _patiently(functools.partial(self._recover, page)))
         while True:
             self._hear(await _patiently(self._inbox.read), {})
 
     def _hear(self, entries: list[Entry], history: dict[str, on.TakenQuery]) -> None:
         taken = []
         for entry in entries:
-            if entry.query is not None and entry.query.name:
+            if self._makes_sense(entry):
+                assert entry.query is not None
                 fresh = on.TakenQuery(entry.query.name, entry.entry_id, entry.query)
                 taken.append(history.get(entry.query.name, fresh))
             elif entry.control is not None and entry.control.cancel_query:
@@ -143,31 +152,63 @@ class QueueOwner:
                 taken = []
                 self.tell(on.CancelWanted(entry.control.cancel_query, entry.entry_id))
             else:
-                log.error("an entry of the queue can't be read; dropped", model=self.lease.model, entry=entry.entry_id)
-                self._writer.put(do.AcknowledgeEntry(entry.entry_id))
+                self._put_aside(entry)
         if taken:
             self.tell(on.QueriesTaken(tuple(taken)))
 
+    def _makes_sense(self, entry: Entry) -> bool:
+        query = entry.query
+        return query is not None and is_name_of(query.name, self.lease.model) and not problem_of(entry.entry_id, query)
+
+    def _put_aside(self, entry: Entry) -> None:
+        """Take an entry off that can't be decided on; a query that can be told from it ends with the reason."""
+        query = entry.query
+        if query is None or not is_name_of(query.name, self.lease.model):
+            log.error("an entry of the queue can't be read; dropped", model=self.lease.model, entry=entry.entry_id)
+            self._writer.put(do.AcknowledgeEntry(entry.entry_id))
+            return
+        problem = problem_of(entry.entry_id, query)
+        log.error("an entry of the queue makes no sense", query=query.name, entry=entry.entry_id, problem=problem)
+        failure = Failure(reason="ENTRY_INVALID", message=f"its entry in the queue makes no sense: {problem}")
+        outcome = Outcome(state=QUERY_STATE_FAILED, failure=failure)
+        letter = DeadLetter(
+            schema_version=1,
+            name=query.name,
+            failure=failure,
+            entry=query,
+            fail_time=timestamp(self._around.clock.now_ms()),
+        )
+        self._writer.put(do.FinishQueries((FinishRow(query.name, entry.entry_id, 0, outcome, dead_letter=letter),)))
+
     async def _recover(self, entries: list[Entry]) -> dict[str, on.TakenQuery]:
         """What became, under earlier owners, of the queries that were taken over."""
-        queries = {entry.query.name: (entry.entry_id, entry.query) for entry in entries if entry.query is not None}
-        found = await self._around.store.read_many(list(queries))
-        history = {}
-        for stored in found:
-            if stored is None or (not stored.attempts and not stored.cancel_requested):
-                continue
-            entry_id, query = queries[stored.name]
-            history[stored.name] = await self._history(entry_id, query, stored.attempts, stored.cancel_requested)
-        return history
+        queries = {
+            entry.query.name: (entry.entry_id, entry.query)
+            for entry in entries
+            if entry.query is not None and self._makes_sense(entry)
+        }
+        stored = await self._around.store.read_many(list(queries))
+        begun = [one for one in stored if one is not None and (one.attempts or one.cancel_requested)]
+        histories = await self._histories([one.name for one in begun])
+        return {
+            one.name: on.TakenQuery(
+                one.name,
+                *queries[one.name],
+                one.attempts,
+                progress_of(events),
+                one.cancel_requested,
+                attempts_of(events),
+            )
+            for one, events in zip(begun, histories, strict=True)
+        }
 
-    async def _history(self, entry_id: str, query: ProfiledQuery, attempts: int, cancel: bool) -> on.TakenQuery:
-        stream = await self._around.redis.xrange(query_keys(query.name).events)
-        events = [
-            (entry_time_ms(event_id.decode()), QueryEvent.FromString(fields[b"e"]))
-            for event_id, fields in stream
-            if b"e" in fields
-        ]
-        return on.TakenQuery(query.name, entry_id, query, attempts, progress_of(events), cancel, attempts_of(events))
+    async def _histories(self, names: Sequence[str]) -> list[list[tuple[int, QueryEvent]]]:
+        """What became of each query under earlier owners."""
+        async with self._around.redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.xrange(query_keys(name).events)
+            streams = await pipeline.execute()
+        return [list(_events(stream)) for stream in streams]
 
     # --- engines ---
 
@@ -191,7 +232,11 @@ class QueueOwner:
             log.warning("rows can't be cancelled", batch=effect.batch_id, error=str(error))
 
     async def _await_engine(self, deployment: DeploymentRecord) -> None:
-        while not await self._around.engines.ready(deployment):  # noqa: ASYNC110
+        engines = self.core.flight.engines
+        # It may be deployed anew meanwhile, elsewhere, or not at all.
+        while (engine := engines.get(deployment.name)) and not await self._around.engines.ready(  # noqa: ASYNC110
+            engine.record
+        ):
             await asyncio.sleep(PROBE_SECONDS)
         self.tell(on.EngineReady(deployment.name))
 
@@ -250,6 +295,13 @@ class QueueOwner:
         takers = flight.views(accepting=True)
         now_ms = self._around.clock.now_ms()
         return backlog_of(self.core.pending, flight.views(), takers, self.core.policy.info, now_ms)
+
+
+def _events(stream: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> Iterator[tuple[int, QueryEvent]]:
+    for event_id, fields in stream:
+        event = decode_event(fields)
+        if event is not None:
+            yield entry_time_ms(event_id.decode()), event
 
 
 async def _patiently(action: Callable[[], Any]) -> Any:

@@ -13,6 +13,7 @@ from uellm.messaging.connection import raise_if_cancelled
 from uellm.messaging.keys import MODELS
 from uellm.messaging.lease import Lease, LeaseKeeper
 from uellm.messaging.queries import FencedError
+from uellm.rpc.violations import Violations
 
 from .owner import QueueOwner, Surroundings
 
@@ -61,8 +62,8 @@ class Ownership:
 
     async def _acquire(self) -> None:
         for name in await self._around.redis.smembers(MODELS):
-            model = name.decode()
-            if model in self._owned:
+            model = name.decode(errors="replace")
+            if model in self._owned or not _is_model(model):
                 continue
             lease = await self._leases.acquire(model)
             if lease is not None:
@@ -80,6 +81,12 @@ class Ownership:
         lease = await self._stop(model)
         with contextlib.suppress(RedisError, OSError):
             await self._leases.release(lease)
+
+
+def _is_model(name: str) -> bool:
+    violations = Violations()
+    violations.model_identifier("model", name)
+    return not violations
 
 
 async def _own(owner: QueueOwner) -> None:

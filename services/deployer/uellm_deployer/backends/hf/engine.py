@@ -33,6 +33,7 @@ class Engine(Desk):
 
     def describe(self) -> dict[str, Any]:
         """The answer to the describe action."""
+        running = [job.batch_id for job in self.jobs]
         return {
             "kv_bytes_per_token": self._model.kv_bytes_per_token,
             "weight_bytes": self._model.weight_bytes,
@@ -40,7 +41,8 @@ class Engine(Desk):
             "vocabulary": self._model.vocabulary,
             "device": str(self._model.device),
             "dtype": self._model.dtype,
-            "batches_running": len(self.jobs),
+            "batches_running": len(running),
+            "batch_ids": running,
         }
 
     def close(self) -> None:

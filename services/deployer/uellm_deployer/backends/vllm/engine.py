@@ -77,7 +77,8 @@ class Engine(Desk):
     def describe(self) -> dict[str, Any]:
         """The answer to the describe action."""
         assert self._core is not None
-        return {**self._core.facts, "batches_running": len(self.jobs)}
+        running = [job.batch_id for job in self.jobs]
+        return {**self._core.facts, "batches_running": len(running), "batch_ids": running}
 
     def close(self) -> None:
         """Stop after the step that runs now; rows that have not ended end as errors."""
