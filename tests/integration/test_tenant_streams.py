@@ -283,7 +283,7 @@ async def serving(redis: RedisClient, store: QueryStore) -> AsyncIterator[Any]:
     """A stub of a scheduler that only watches."""
     server = grpc.aio.server()
     async with EventHub(redis).running() as hub:
-        servicer = SchedulerServicer(None, None, Tenants(redis, store, hub), None)  # type: ignore[arg-type]
+        servicer = SchedulerServicer(None, None, Tenants(redis, store, hub), None, None)  # type: ignore[arg-type]
         add_SchedulerServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
