@@ -109,9 +109,15 @@ def engine(kind: EngineKind, rows: int, free: int) -> EngineView:
 def decision_ms(
     policy: str, table: PendingTable, view: EngineView, rounds: int, spare: list[PendingQuery]
 ) -> list[float]:
-    """Milliseconds of each of so many decisions, the order of what waits included."""
+    """Milliseconds of each of so many decisions, the order of what waits included.
+
+    What is refused at once leaves the table first: that happens once.
+    """
     taken = []
     generator = np.random.default_rng(0)
+    while refusals := POLICIES[policy].decide(QueueView(table, table.slots(), (view,)), NOW_MS, generator).refusals:
+        for plan in refusals:
+            table.remove(table.name_at(plan.slot))
     for number in range(rounds):
         table.add(spare[number % len(spare)])
         start = time.perf_counter()

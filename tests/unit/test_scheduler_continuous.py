@@ -86,8 +86,9 @@ class TestRoom:
         for arrival in arrivals:
             table.add(pending(arrival))
         view = engine(running(100), running(300), places=2)
-        late = refusals(QueueView(table, table.slots(), (view,)), 1_000)
-        assert [one.index for one in late] == [0]
+        refused = refusals(QueueView(table, table.slots(), (view,)), 1_000)
+        assert refused.index.tolist() == [0]
+        assert [one.index for one in refused.late] == [0]
 
 
 class TestWhoJoins:

@@ -51,6 +51,19 @@ class Rows:
         in_time = share_within(self.points[rows], tokens)
         return np.where(waited + start <= self.first_left[rows], in_time, 0.0)
 
+    def kept_by_each(self, tokens: Floats, first_after: Floats) -> Floats:
+        """The same of all rows for several cases at once.
+
+        Args:
+            tokens: shape [cases, n].
+            first_after: seconds until the first token in each case, shape [cases].
+        """
+        in_time = np.ones(tokens.shape)
+        # Most deadlines are far off.
+        case, row = np.nonzero(tokens < self.points[:, -1])
+        in_time[case, row] = share_within(self.points[row], tokens[case, row])
+        return np.where(first_after[:, None] <= self.first_left, in_time, 0.0)
+
 
 def look_at(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> Rows:
     """The most urgent of those that wait."""

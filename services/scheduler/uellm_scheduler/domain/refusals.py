@@ -18,6 +18,8 @@ from .policy import EngineView, QueueView
 from .shares import serving
 
 LEAST_RETRY_SECONDS = 0.1
+MOST_AT_ONCE = 128
+"""What is said of a refusal takes some time, in which nothing else is decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +31,35 @@ class Late:
     refusal: Refusal
 
 
-def refusals(view: QueueView, now_ms: int) -> list[Late]:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Queries that are not to be served any more."""
+
+    index: NDArray[np.intp]
+    """Which of the eligible rows they are."""
+    late: tuple[Late, ...]
+    """Those of them that are to be told now, at most `MOST_AT_ONCE`; the others with the next decisions."""
+
+
+def refusals(view: QueueView, now_ms: int) -> Refused:
     """Queries to refuse now: what is too late, and, where the rest is too much, what costs the most of it."""
     engines = serving(view)
     if not engines:
-        return []
+        return Refused(np.empty(0, np.intp), ())
     wait, fastest = soonest(engines), fastest_of(engines)
     late = hopeless(view, view.slots, fastest, now_ms + 1000.0 * wait)
     rest = np.delete(np.arange(len(view.slots)), late)
     work = work_of(QueueView(view.table, view.slots[rest], tuple(engines)), now_ms, wait)
     dropped = surplus(work)
-    if not len(late) and not len(dropped):
-        return []
+    refused = np.concatenate([late, rest[dropped]])
+    if not len(refused):
+        return Refused(refused, ())
     told = _Told(view, now_ms, wait, demand(work), seconds_per_token(engines), fastest)
+    first = [Late(index, told.too_late(index)) for index in late[:MOST_AT_ONCE].tolist()]
+    dropped = dropped[: MOST_AT_ONCE - len(first)]
     before = dict(zip(work.index.tolist(), (work.left - wait - work.slack - work.seconds).tolist(), strict=True))
-    return [
-        *(Late(index, told.too_late(index)) for index in late.tolist()),
-        *(Late(int(rest[index]), told.too_much(int(rest[index]), before[index])) for index in dropped.tolist()),
-    ]
+    first += [Late(int(rest[index]), told.too_much(int(rest[index]), before[index])) for index in dropped.tolist()]
+    return Refused(refused, tuple(first))
 
 
 def hopeless(view: QueueView, slots: NDArray[np.intp], engine: EngineView, begin_ms: float) -> NDArray[np.intp]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..domain.candidates import CAP_POINT, Rows, look_at
 from ..domain.joining import who_joins
-from ..domain.odds import Floats, batch_course
+from ..domain.odds import Course, Floats, batch_course
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView, RefusalPlan
 from ..domain.refusals import hopeless, refusals
 from ..domain.shares import free_places
@@ -57,9 +57,9 @@ class Uellm:
         """Refuse what can't be kept, and form a batch for each free place."""
         if not view.engines:
             return Decision()
-        late = refusals(view, now_ms)
+        refused = refusals(view, now_ms)
         waiting = np.ones(len(view.slots), np.bool_)
-        waiting[[plan.index for plan in late]] = False
+        waiting[refused.index] = False
         batches = []
         for engine in free_places(view):
             rows = np.flatnonzero(waiting)
@@ -73,8 +73,9 @@ class Uellm:
             waiting[chosen] = False
             if len(chosen):
                 batches.append(BatchPlan(engine.deployment, tuple(view.slots[chosen].tolist())))
-        refused = tuple(RefusalPlan(int(view.slots[plan.index]), plan.refusal) for plan in late)
-        return Decision(batches=tuple(batches), refusals=refused)
+        told = tuple(RefusalPlan(int(view.slots[plan.index]), plan.refusal) for plan in refused.late)
+        more = now_ms if len(told) < len(refused.index) else None
+        return Decision(batches=tuple(batches), refusals=told, wake_ms=more)
 
 
 def _best_batch(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> NDArray[np.intp]:
@@ -82,37 +83,46 @@ def _best_batch(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], 
     rows = look_at(view, engine, waiting, now_ms)
     lengths = np.unique(rows.points[:, CAP_POINT])
     caps = np.unique(np.quantile(lengths, np.linspace(0.125, 1.0, CAPS), method="higher"))
-    prompt = float(np.median(rows.prompts))
-    formed = [_form(engine, rows, prompt, float(cap)) for cap in caps]
+    formed = _form(engine, rows, caps)
     rate = max(one.kept / one.seconds for one in formed)
     best = max(formed, key=lambda one: one.kept - min(one.lost, rate * one.seconds))
     return rows.index[best.rows]
 
 
-def _form(engine: EngineView, rows: Rows, prompt: float, cap: float) -> Formed:
-    """The batch of answers up to a cap that lose most by waiting; `prompt`: tokens of a typical one."""
-    step, size = engine.step_time, engine.max_batch_rows
+def _form(engine: EngineView, rows: Rows, caps: Floats) -> list[Formed]:
+    """For each cap, the batch of answers up to it that lose most by waiting. All caps at once, for speed."""
+    step, size, prompt = engine.step_time, engine.max_batch_rows, float(np.median(rows.prompts))
     start = step.startup + step.prefill_per_token * size * prompt
-    pace = max(step.step_seconds(size, size * (prompt + cap / 2)), LEAST_SECONDS)
-    duration = start + cap * pace
+    pace = np.array([max(step.step_seconds(size, size * (prompt + cap / 2)), LEAST_SECONDS) for cap in caps])
 
-    def chance(waited: float) -> Floats:
-        return rows.kept(np.maximum(rows.left - start - waited, 0.0) / pace, waited, start)
+    def chance(waited: Floats) -> Floats:
+        """By cap and row, of an answer in time if its batch begins so many seconds from now, shape [caps, n]."""
+        tokens = np.maximum(rows.left - start - waited[:, None], 0.0) / pace[:, None]
+        return rows.kept_by_each(tokens, waited + start)
 
-    now = chance(0.0)
-    regret = rows.weight * (now - chance(duration))
+    now = chance(np.zeros(len(caps)))
+    regret = rows.weight * (now - chance(start + caps * pace))
     if rows.owed is not None:
-        regret[rows.owed] = np.inf
+        regret[:, rows.owed] = np.inf
+    chosen = [_choose(engine, rows, float(cap), lost) for cap, lost in zip(caps, regret, strict=True)]
+    courses = [batch_course(step, rows.prompts[one], rows.points[one]) for one in chosen]
+    lost = rows.weight * (now - chance(np.array([course.end_seconds for course in courses])))
+    return [_weigh(rows, one, course, losses) for one, course, losses in zip(chosen, courses, lost, strict=True)]
+
+
+def _choose(engine: EngineView, rows: Rows, cap: float, regret: Floats) -> NDArray[np.intp]:
+    """The answers up to a cap with the largest regrets for which there is room."""
     fitting = np.flatnonzero((rows.points[:, CAP_POINT] <= cap) | np.isinf(regret))
     # Rows come by urgency: among those that lose nothing, the more urgent ones stand first.
-    chosen = _fill(engine, rows, fitting[np.argsort(-regret[fitting], kind="stable")])
-    course = batch_course(step, rows.prompts[chosen], rows.points[chosen])
+    return _fill(engine, rows, fitting[np.argsort(-regret[fitting], kind="stable")])
+
+
+def _weigh(rows: Rows, chosen: NDArray[np.intp], course: Course, lost: Floats) -> Formed:
+    """A batch with what it keeps, and what is lost of the others, given what each row would lose."""
     kept = rows.kept(course.tokens_by(rows.left[chosen]), 0.0, float(course.seconds[0]), chosen)
-    others = np.ones(len(rows.index), np.bool_)
-    others[chosen] = False
-    lost = (rows.weight * (now - chance(course.end_seconds)))[others].sum()
     gained = (rows.weight[chosen] * kept).sum()
-    return Formed(chosen, max(course.end_seconds, LEAST_SECONDS), float(gained), float(lost))
+    others = lost.sum() - lost[chosen].sum()
+    return Formed(chosen, max(course.end_seconds, LEAST_SECONDS), float(gained), float(others))
 
 
 def _fill(engine: EngineView, rows: Rows, order: NDArray[np.intp]) -> NDArray[np.intp]:
