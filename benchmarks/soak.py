@@ -31,11 +31,13 @@ from uellm.local.redis import EmbeddedRedis
 FAULTS = ("kill_scheduler", "pause_scheduler", "kill_triton", "kill_stub", "kill_redis", "pause_redis")
 MOST_FAULTS = 3
 LONGEST_PAUSE_SECONDS = 2.0
+LOG_LINES = 60
 
 
 async def one_round(stack: FaultyStack, number: int, choice: random.Random, queries: int) -> dict[str, Any]:
     """One round; raises AssertionError or TimeoutError where a promise was broken."""
     faults = choice.choices(FAULTS, k=choice.randint(1, MOST_FAULTS))
+    print(f"round {number}: {', '.join(faults)}", file=sys.stderr)
     pauses = [choice.uniform(0, LONGEST_PAUSE_SECONDS) for _ in faults]
 
     async def hurt() -> None:
@@ -57,6 +59,12 @@ async def one_round(stack: FaultyStack, number: int, choice: random.Random, quer
     }
 
 
+def ends_of_logs(folder: Path) -> list[str]:
+    """What every process said last."""
+    logs = sorted(folder.rglob("*.log"))
+    return [f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) for log in logs]
+
+
 def soak(rounds: int, seconds: float, seed: int, queries: int) -> dict[str, Any]:
     """All rounds, within the time."""
     choice, done, broken = random.Random(seed), [], ""
@@ -71,6 +79,7 @@ def soak(rounds: int, seconds: float, seed: int, queries: int) -> dict[str, Any]
                     done.append(asyncio.run(one_round(stack, number, choice, queries)))
                 except Exception:  # noqa: BLE001  (reported)
                     broken = traceback.format_exc()
+                    print(*ends_of_logs(folder), sep="\n", file=sys.stderr)
             crashes, tracebacks = stack.triton_crashes, stack.logs().count("Traceback")
     return {
         "seed": seed,

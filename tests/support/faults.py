@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from uellm.local.redis import EmbeddedRedis, redis_command
 from uellm.local.triton import EmbeddedTriton, TritonOptions
 from uellm.messaging.connection import RedisClient, connect
 from uellm.messaging.keys import GROUP, ModelKeys
+from uellm.messaging.queries import state_name
 from uellm.v1 import profiler_pb2, query_pb2
 from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
@@ -337,6 +339,16 @@ class Traffic:
             return False
         return sum(1 for stored in found if stored is not None and stored.outcome is not None) >= count
 
+    async def state(self) -> str:
+        """What became of the queries so far, for people."""
+        found = await self.bench.store.read_many(self.names)
+        states = Counter("gone" if one is None else state_name(one.state) for one in found)
+        waiting = await self.bench.redis.xpending(KEYS.queue, GROUP)
+        length, depth = await self.bench.redis.xlen(KEYS.queue), await self.bench.redis.get(KEYS.depth)
+        return (
+            f"not all have their outcome: {dict(states)}; queue {length}, pending {waiting['pending']}, depth {depth}"
+        )
+
     async def check(self) -> list[Outcome]:
         """One outcome each, equal to its deltas; the same answer for the same prompt; nothing left; watchers saw it."""
         outcomes = await self.bench.check(self.names)
@@ -395,7 +407,10 @@ async def run_through(
         await hurt()
         async with asyncio.timeout(bound_seconds):
             await submitting
-        await until(lambda: running.finished(queries), bound_seconds)
+        try:
+            await until(lambda: running.finished(queries), bound_seconds)
+        except AssertionError as error:
+            raise AssertionError(await running.state()) from error
         await asyncio.gather(*watching)
         return running, await running.check()
 
