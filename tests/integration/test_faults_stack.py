@@ -34,6 +34,9 @@ from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
 
 
+pytestmark = pytest.mark.timeout(400)
+
+
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyStack]:
     folder = tmp_path_factory.mktemp("faults")

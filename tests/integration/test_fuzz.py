@@ -21,7 +21,7 @@ from tests.support.tiny_model import make_tokenizer
 from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 from uellm.messaging.clock import timestamp
-from uellm.messaging.keys import DEPLOYMENTS, GROUP, MODELS, ModelKeys, query_keys
+from uellm.messaging.keys import DEPLOYMENTS, GROUP, MODELS, ModelKeys, query_keys, tenant_of
 from uellm.messaging.queries import Submission
 from uellm.v1 import profiler_pb2, query_pb2, scheduler_pb2, stream_pb2
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
@@ -73,7 +73,11 @@ class Fuzzed:
         keys = query_keys(made.name)
         parts = (made.record.SerializeToString(), b"", made.entry.SerializeToString(), b"")
         script = self.redis.register_script((files("uellm.messaging.scripts") / "submit.lua").read_text("utf-8"))
-        answer = script([keys.record, KEYS.queue, KEYS.depth, keys.events], [made.body_hash, *parts, 10_000, 1])
+        tenant, query = tenant_of(made.name), made.name.rpartition("/")[2]
+        answer = script(
+            [keys.record, KEYS.queue, KEYS.depth, keys.events, KEYS.queries(tenant), KEYS.outcomes(tenant)],
+            [made.body_hash, *parts, 10_000, 1, query, 1_000],
+        )
         assert answer[0] == b"created"
         return made.name
 

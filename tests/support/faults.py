@@ -397,7 +397,7 @@ async def run_through(
     tokens: int = 24,
     watchers: int = 10,
     prefix: str = "q",
-    bound_seconds: float = 60.0,
+    bound_seconds: float = 150.0,
 ) -> tuple[Traffic, list[Outcome]]:
     """Queries with a fault in their middle, to the last outcome, checked."""
     async with traffic(stack) as running:
