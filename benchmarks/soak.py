@@ -32,6 +32,7 @@ FAULTS = ("kill_scheduler", "pause_scheduler", "kill_triton", "kill_stub", "kill
 MOST_FAULTS = 3
 LONGEST_PAUSE_SECONDS = 2.0
 LOG_LINES = 60
+TRACEBACK_CHARACTERS = 1_500
 
 
 async def one_round(stack: FaultyStack, number: int, choice: random.Random, queries: int) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def soak(rounds: int, seconds: float, seed: int, queries: int) -> dict[str, Any]
                 except Exception:  # noqa: BLE001  (reported)
                     broken = traceback.format_exc()
                     print(*ends_of_logs(folder), sep="\n", file=sys.stderr)
-            crashes, tracebacks = stack.triton_crashes, stack.logs().count("Traceback")
+            crashes = stack.triton_crashes
+            tracebacks = [line for line in stack.logs().splitlines() if "Traceback" in line]
     return {
         "seed": seed,
         "rounds": len(done),
@@ -88,7 +90,7 @@ def soak(rounds: int, seconds: float, seed: int, queries: int) -> dict[str, Any]
         "faults": dict(Counter(fault for one in done for fault in one["faults"])),
         "broken": broken,
         "triton_crashes": crashes,
-        "tracebacks_in_logs": tracebacks,
+        "tracebacks_in_logs": [line[-TRACEBACK_CHARACTERS:] for line in tracebacks],
         "load_average": round(os.getloadavg()[0], 1),
         "each": done,
     }

@@ -33,7 +33,6 @@ from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
 
-
 pytestmark = pytest.mark.timeout(400)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from uellm_scheduler.app.ownership import Ownership
 
 from tests.support.world import MODEL, deployment, submission
 from uellm.local.process import free_port
@@ -19,7 +22,7 @@ from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
 from uellm.messaging.events import EventHub
 from uellm.messaging.gathering import Gathered
 from uellm.messaging.inbox import Inbox
-from uellm.messaging.keys import ModelKeys, query_keys
+from uellm.messaging.keys import MODELS, ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.queries import Accepted, DispatchRow, EventRow, FinishRow, QueryStore
 from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
@@ -299,3 +302,38 @@ async def test_a_caller_that_leaves_takes_nobody_along(redis: RedisClient):
     calls[2].cancel()
     done = await asyncio.gather(*calls, return_exceptions=True)
     assert sorted(answer for answer in done if isinstance(answer, int)) == [1, 2, 4, 5]
+
+
+def test_a_transport_that_closed_meanwhile_is_a_lost_connection(redis_server: EmbeddedRedis):
+    """uvloop, on which the services run, says RuntimeError, which nobody takes for a Redis that is away."""
+
+    async def run() -> None:
+        client = connect(redis_server.url)
+        connection = await client.connection_pool.get_connection()
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)
+        with pytest.raises(RedisConnectionError):
+            await connection.send_command("PING")
+        await client.connection_pool.release(connection)
+        assert await client.ping()
+        await client.aclose()
+
+    uvloop.run(run())
+
+
+async def test_what_nobody_expected_does_not_end_the_search_for_queues(redis: RedisClient):
+    await redis.sadd(MODELS, MODEL)
+    tried_again = asyncio.Event()
+
+    class Leases(LeaseKeeper):
+        tries = 0
+
+        async def acquire(self, model: str) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise RuntimeError("nobody expected this")
+            tried_again.set()
+
+    leases = Leases(redis, "one", time_to_live_ms=50)
+    async with Ownership(leases, SimpleNamespace(redis=redis)).running():
+        await asyncio.wait_for(tried_again.wait(), 10)

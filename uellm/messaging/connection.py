@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 RedisClient: TypeAlias = Any
 """A client as `connect` makes it. redis-py's own annotations cover text and bytes, RESP2 and RESP3 at once, so that
@@ -15,6 +16,22 @@ nothing can be said of an answer without a cast; ours are bytes, by RESP2."""
 
 MAX_CONNECTIONS = 128
 """Of one process; who needs one more waits, at most as long as for an answer."""
+
+
+class _Honest:
+    """Mixed into redis-py's connections: uvloop's error for a transport that has closed meanwhile is a RuntimeError."""
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().send_packed_command(*arguments, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise RedisConnectionError(str(error)) from error
+
+    async def read_response(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*arguments, **options)  # type: ignore[misc]
+        except RuntimeError as error:
+            raise RedisConnectionError(str(error)) from error
 
 
 def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
@@ -34,6 +51,7 @@ def connect(url: str, *, timeout_seconds: float = 5.0) -> RedisClient:
         socket_keepalive=True,
         health_check_interval=15,
     )
+    pool.connection_class = type("Connection", (_Honest, pool.connection_class), {})
     return Redis.from_pool(pool)
 
 

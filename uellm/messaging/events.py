@@ -153,6 +153,10 @@ class EventHub:
             except (RedisError, OSError) as error:
                 log.warning("events can't be read", error=str(error))
                 await asyncio.sleep(0.5)
+            except Exception:
+                # Without this loop every Watch would wait for ever.
+                log.exception("events can't be read")
+                await asyncio.sleep(0.5)
             finally:
                 self._reader_id = None
 

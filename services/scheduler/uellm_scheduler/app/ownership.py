@@ -52,6 +52,9 @@ class Ownership:
                 await self._acquire()
             except (RedisError, OSError) as error:
                 log.warning("leases can't be renewed", error=str(error))
+            except Exception:
+                # Without this loop the process would look well and serve nothing.
+                log.exception("leases can't be renewed")
             await asyncio.sleep(self._leases.time_to_live_ms / 1000 / 5)
 
     async def _renew(self) -> None:
