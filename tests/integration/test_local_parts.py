@@ -101,6 +101,23 @@ def test_redis_keeps_its_data(tmp_path: Path) -> None:
         assert not listens(port)
 
 
+def test_redis_is_ready_when_it_has_read_its_data(tmp_path: Path) -> None:
+    """It answers INFO before."""
+    server = EmbeddedRedis(tmp_path / "data", free_port())
+    server.start()
+    try:
+        server.wait_ready()
+        with redis.Redis.from_url(server.url) as client:
+            client.eval("for i = 1, 200000 do redis.call('SET', 'key' .. i, i) end", 0)
+        server.stop()
+        server.start()
+        server.wait_ready()
+        with redis.Redis.from_url(server.url) as client:
+            assert client.get("key200000") == b"200000"
+    finally:
+        server.stop()
+
+
 def test_redis_does_not_take_another_server_for_its_own(tmp_path: Path) -> None:
     port = free_port()
     first = EmbeddedRedis(tmp_path / "first", port)

@@ -53,8 +53,9 @@ class EmbeddedRedis:
     def _is_ready(self) -> bool:
         with redis.Redis(port=self.port, socket_timeout=1) as client:
             try:
-                # Another server on the same port must not pass for this one.
-                return bool(client.info("server")["process_id"] == self.process.pid)
+                told = client.info()
+                # Another server on the same port must not pass for this one; it is told while data are still read.
+                return bool(told["process_id"] == self.process.pid and not told["loading"])
             except redis.RedisError:
                 return False
 
