@@ -22,15 +22,17 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from figures import figures_of, paired
-from peers import BATCHER, ask_batcher, batcher_client, triton_batcher
+from peers import BATCHER, DIRECT, ask_batcher, ask_engine, triton_batcher, triton_client
 from runs import Ask, serve
 from servers import ask_uellm
 from workload import burst, held_out_prompts, workload
 
 from uellm.client import AsyncClient, Endpoints
+from uellm.local.engine import Backend
 from uellm.local.model import default_model
 from uellm.local.ports import Ports
 from uellm.local.stack import StackOptions, background_stack, default_spec
+from uellm.local.state import StackInfo
 
 OURS = "uellm"
 CAPACITY_QUERIES = 32
@@ -115,38 +117,43 @@ def _say(text: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _servers(endpoints: Endpoints, model: str, batcher: str) -> AsyncIterator[Servers]:
-    async with AsyncClient(endpoints, model=model, tenant="bench") as client, contextlib.AsyncExitStack() as stack:
-        peers: dict[str, Ask] = {}
+async def _servers(info: StackInfo, batcher: str) -> AsyncIterator[Servers]:
+    endpoints = Endpoints(*(info.parts[name].endpoint for name in ("profiler", "scheduler", "deployer")))
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(AsyncClient(endpoints, model=info.model, tenant="bench"))
+        (deployment,) = await client.deployments()
+        engine = await stack.enter_async_context(triton_client(info.parts["triton"].endpoint))
+        peers: dict[str, Ask] = {DIRECT: partial(ask_engine, engine, deployment.record.triton_model)}
         if batcher:
-            peers[BATCHER] = partial(ask_batcher, await stack.enter_async_context(batcher_client(batcher)))
+            peers[BATCHER] = partial(ask_batcher, await stack.enter_async_context(triton_client(batcher)))
         yield Servers(client, peers)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--servers", nargs="+", default=["uellm", "fifo", "edf", "s3", "slo-odbs", BATCHER])
+    parser.add_argument("--engine", type=Backend, default=Backend.HF, choices=list(Backend))
+    parser.add_argument("--servers", nargs="+", help=f"policies, {BATCHER} (hf) or {DIRECT} (vllm)")
     parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--verbose", action="store_true", help="print the figures so far after each load")
     options = parser.parse_args()
+    options.servers = options.servers or ["uellm", "fifo", "edf", "s3", BATCHER if options.engine == "hf" else DIRECT]
 
-    async def run(endpoints: Endpoints, model: str, batcher: str) -> dict[str, Any]:
-        async with _servers(endpoints, model, batcher) as servers:
+    async def run(info: StackInfo, batcher: str) -> dict[str, Any]:
+        async with _servers(info, batcher) as servers:
             return await measure(servers, options)
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        spec = default_spec(default_model())
+        spec = default_spec(default_model(), options.engine)
         chosen = StackOptions(folder / "stack", Ports.free(), spec, policy="fifo")
         info = stack.enter_context(background_stack(chosen, Quiet()))
         batcher = ""
         if BATCHER in options.servers:
             batcher = stack.enter_context(triton_batcher(folder / "peer", default_model(), spec.max_batch_rows))
-        endpoints = Endpoints(*(info.parts[name].endpoint for name in ("profiler", "scheduler", "deployer")))
-        print(json.dumps(asyncio.run(run(endpoints, info.model, batcher)), indent=2))
+        print(json.dumps(asyncio.run(run(info, batcher)), indent=2))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from runs import Answer
@@ -17,7 +19,7 @@ from workload import Arrival
 
 from tests.support.triton import load, start_triton, write_static_engine
 
-ENGINE, BATCHER = "engine", "dynamic-batcher"
+ENGINE, BATCHER, DIRECT = "engine", "dynamic-batcher", "engine-directly"
 QUEUE_DELAY_MICROSECONDS = 100_000
 """How long Triton waits for more; a step of the engine takes about as long."""
 
@@ -38,9 +40,8 @@ def triton_batcher(folder: Path, weights: Path, rows: int) -> Iterator[str]:
 
 async def ask_batcher(client: InferenceServerClient, arrival: Arrival, answer: Answer, begin: float) -> None:
     """One request; the answer comes when its whole batch has ended."""
-    parameters = {"max_tokens": arrival.max_output_tokens, "temperature": 0.0, "repetition_penalty": 1.15}
     query = InferInput("query", [1, 1], "BYTES")
-    body = json.dumps({"prompt": arrival.prompt, "sampling_parameters": parameters})
+    body = json.dumps({"prompt": arrival.prompt, "sampling_parameters": _sampling(arrival)})
     query.set_data_from_numpy(np.array([[body.encode()]], dtype=np.object_))
     try:
         result = await client.infer(BATCHER, [query])
@@ -50,14 +51,47 @@ async def ask_batcher(client: InferenceServerClient, arrival: Arrival, answer: A
     answer.first_token = answer.end = time.monotonic() - begin
 
 
+async def ask_engine(client: InferenceServerClient, model: str, arrival: Arrival, answer: Answer, begin: float) -> None:
+    """One request to an engine that batches continuously: its own queue, first come, first served."""
+    fields = {"row_id": "0", "text_input": arrival.prompt, "sampling_parameters": json.dumps(_sampling(arrival))}
+    request = {
+        "model_name": model,
+        "inputs": [_text(name, value) for name, value in fields.items()],
+        "request_id": uuid.uuid4().hex,
+        "parameters": {"action": "generate"},
+    }
+
+    async def one() -> AsyncIterator[dict[str, Any]]:
+        yield request
+
+    async for result, error in client.stream_infer(one()):
+        if error is not None:
+            answer.error = str(error.message())
+        elif (counts := result.as_numpy("token_counts")) is not None and counts.size:
+            answer.tokens += int(counts.sum())
+            if answer.first_token is None and answer.tokens:
+                answer.first_token = time.monotonic() - begin
+    answer.end = time.monotonic() - begin
+
+
 @contextlib.asynccontextmanager
-async def batcher_client(address: str) -> AsyncIterator[InferenceServerClient]:
+async def triton_client(address: str) -> AsyncIterator[InferenceServerClient]:
     """A client of that Triton."""
     client = InferenceServerClient(address)
     try:
         yield client
     finally:
         await client.close()
+
+
+def _sampling(arrival: Arrival) -> dict[str, Any]:
+    return {"max_tokens": arrival.max_output_tokens, "temperature": 0.0, "repetition_penalty": 1.15}
+
+
+def _text(name: str, value: str) -> InferInput:
+    tensor = InferInput(name, [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([value.encode()], dtype=np.object_))
+    return tensor
 
 
 def _write_batcher(repository: Path, rows: int) -> None:

@@ -32,7 +32,7 @@ from uellm.messaging.queries import state_name
 from uellm.v1 import profiler_pb2, query_pb2
 from uellm.v1 import scheduler_pb2 as pb
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
-from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
+from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, QUERY_STATE_RUNNING, Outcome
 from uellm.v1.scheduler_pb2_grpc import SchedulerServiceStub
 from uellm.v1.stream_pb2 import QueryEvent
 
@@ -339,6 +339,11 @@ class Traffic:
             return False
         return sum(1 for stored in found if stored is not None and stored.outcome is not None) >= count
 
+    async def served(self) -> bool:
+        """Whether a query is on the engine right now."""
+        found = await self.bench.store.read_many(self.names)
+        return any(one is not None and one.state == QUERY_STATE_RUNNING and one.outcome is None for one in found)
+
     async def state(self) -> str:
         """What became of the queries so far, for people."""
         found = await self.bench.store.read_many(self.names)
@@ -394,7 +399,7 @@ async def run_through(
     hurt: Callable[[], Awaitable[None]],
     *,
     queries: int = 300,
-    tokens: int = 24,
+    tokens: int = 48,
     watchers: int = 10,
     prefix: str = "q",
     bound_seconds: float = 150.0,
@@ -404,6 +409,7 @@ async def run_through(
         submitting = asyncio.create_task(running.submit(queries, tokens=tokens, prefix=prefix))
         await until(lambda: running.finished(queries // 10) if not submitting.done() else _answer(submitting), 30)
         watching = [asyncio.create_task(running.watch(name)) for name in _spread(running.names, watchers)]
+        await until(running.served)
         await hurt()
         async with asyncio.timeout(bound_seconds):
             await submitting
