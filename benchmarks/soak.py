@@ -3,7 +3,7 @@
 Real Redis, real Triton with a tiny random model, two schedulers and a profiler, each a process of its own. A round is
 300 queries with one to three faults in their midst, drawn from a seed: SIGKILL of the owner, of Triton, of the model's
 process, of Redis; SIGSTOP and SIGCONT of the owner and of Redis. Then: one outcome each, deltas equal to texts, nothing
-left on the queue, the watchers saw all of it once (`tests/support/faults.py`). Ends after `--rounds` or `--seconds`,
+left on the queue, the watchers saw all of it once (`tests/support/traffic.py`). Ends after `--rounds` or `--seconds`,
 or at the first promise that was broken. Run with `.venv/bin/python benchmarks/soak.py`; prints JSON.
 """
 
@@ -24,7 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.support.faults import FaultyStack, faulty_stack, run_through
+from tests.support.faults import FaultyStack, faulty_stack
+from tests.support.traffic import run_through
 from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 

@@ -12,17 +12,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.support.faults import (
-    PARENT,
-    FaultyStack,
-    OtherRedis,
-    Traffic,
-    faulty_stack,
-    find_redis_7,
-    run_through,
-    traffic,
-)
+from tests.support.faults import PARENT, FaultyStack, OtherRedis, faulty_stack, find_redis_7
 from tests.support.stack import until
+from tests.support.traffic import Traffic, run_through, traffic
 from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import SHARED_MEMORY

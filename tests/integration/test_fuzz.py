@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -203,6 +204,25 @@ def test_the_followers_still_follow(fuzzed: Fuzzed) -> None:
     until(lambda: fuzzed.redis.hget(KEYS.running, fuzzed.record.name) == acknowledged)
     fuzzed.record.state = stream_pb2.DEPLOYMENT_STATE_DRAINING
     fuzzed.publish()
+
+
+def test_an_entry_that_somebody_else_read_is_not_lost(fuzzed: Fuzzed) -> None:
+    """As a former owner does whose blocked read is answered after the takeover."""
+
+    def nobody_reads() -> bool:
+        return not any("b" in client["flags"] for client in fuzzed.redis.client_list())
+
+    fuzzed.scheduler.signal(signal.SIGSTOP)
+    try:
+        until(nobody_reads)
+        name = fuzzed.put(make_submission("stolen", tokens=3))
+        assert fuzzed.redis.xreadgroup(GROUP, "former", {KEYS.queue: ">"})
+    finally:
+        fuzzed.scheduler.signal(signal.SIGCONT)
+    until(lambda: fuzzed.redis.xpending(KEYS.queue, GROUP)["consumers"] == [{"name": b"one", "pending": 1}])
+    with grpc.insecure_channel(fuzzed.scheduler.address) as channel:
+        SchedulerServiceStub(channel).CancelQuery(scheduler_pb2.CancelQueryRequest(name=name), timeout=10)
+    assert fuzzed.outcome(name).state == query_pb2.QUERY_STATE_CANCELLED
 
 
 @FUZZ

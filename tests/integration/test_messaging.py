@@ -22,7 +22,7 @@ from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
 from uellm.messaging.events import EventHub
 from uellm.messaging.gathering import Gathered
 from uellm.messaging.inbox import Inbox
-from uellm.messaging.keys import MODELS, ModelKeys, query_keys
+from uellm.messaging.keys import GROUP, MODELS, ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.queries import Accepted, DispatchRow, EventRow, FinishRow, QueryStore
 from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
@@ -76,6 +76,22 @@ async def test_entries_whose_answer_was_lost_are_read_again(redis: RedisClient):
     third = await submitted(store, "third")
     assert [entry.entry_id for entry in await inbox.read()] == [third.entry_id]
     assert await inbox.read(block_ms=10) == []
+
+
+async def test_what_a_former_owner_read_too_late_is_found(redis: RedisClient):
+    store, former, owner = QueryStore(redis), Inbox(redis, MODEL, "former"), Inbox(redis, MODEL, "owner")
+    await former.take_over()
+    own = await submitted(store, "own")
+    await owner.take_over()
+    assert [entry.entry_id for entry in await owner.read()] == [own.entry_id]
+    late = await submitted(store, "late")
+    assert [entry.entry_id for entry in await former.read()] == [late.entry_id]
+    assert await owner.read(block_ms=10) == []
+    assert [entry.entry_id for entry in await owner.strays()] == [late.entry_id]
+    assert await owner.strays() == []
+    assert (await redis.xpending(KEYS.queue, GROUP))["consumers"] == [{"name": b"owner", "pending": 2}]
+    new = await submitted(store, "new")
+    assert [entry.entry_id for entry in await owner.read()] == [new.entry_id]
 
 
 async def test_a_lease_has_one_holder_and_a_growing_epoch(redis: RedisClient):

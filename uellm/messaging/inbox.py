@@ -68,6 +68,19 @@ class Inbox:
             self._heard = found[-1][0].decode()
         return [_entry(entry_id, fields) for entry_id, fields in found if fields]
 
+    async def strays(self, count: int = 256) -> list[Entry]:
+        """Claim what a former owner was handed after the takeover: nothing fences a read that waits in the server."""
+        holders = (await self._redis.xpending(self._queue, GROUP))["consumers"]
+        entries: list[Entry] = []
+        for name in (holder["name"].decode() for holder in holders):
+            if name == self._replica:
+                continue
+            held = await self._redis.xpending_range(self._queue, GROUP, "-", "+", count, consumername=name)
+            ids = [one["message_id"] for one in held]
+            claimed = await self._redis.xclaim(self._queue, GROUP, self._replica, 0, ids) if ids else []
+            entries += [_entry(entry_id, fields) for entry_id, fields in claimed if fields]
+        return entries
+
     async def acknowledge(self, entry_id: str) -> None:
         """Take a control message, or an entry that can't be read, off the queue."""
         async with self._redis.pipeline(transaction=True) as pipeline:

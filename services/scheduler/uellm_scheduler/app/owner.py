@@ -44,6 +44,7 @@ BACKLOG_SECONDS = 0.1
 BACKLOG_TIME_TO_LIVE_MS = 5_000
 PROBE_SECONDS = 0.25
 HAND_OVER_SECONDS = 2.0
+STRAYS_MS = 1_000
 RECOVERED_AT_ONCE = 250
 """Queries; between them others get their turn on the event loop, and the first are decided on."""
 
@@ -133,11 +134,19 @@ class QueueOwner:
         entries = await _patiently(self._inbox.take_over)
         log.info("took the queue over", model=self.lease.model, epoch=self.lease.epoch, entries=len(entries))
         self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.lease.model)))))
+        await self._recall(entries)
+        look = 0
+        while True:
+            self._hear(await _patiently(self._inbox.read), {})
+            if self._around.clock.now_ms() >= look:
+                await self._recall(await _patiently(self._inbox.strays))
+                look = self._around.clock.now_ms() + STRAYS_MS
+
+    async def _recall(self, entries: list[Entry]) -> None:
+        """Hear entries that former owners had, with what became of them."""
         for at in range(0, len(entries), RECOVERED_AT_ONCE):
             page = entries[at : at + RECOVERED_AT_ONCE]
             self._hear(page, await _patiently(functools.partial(self._recover, page)))
-        while True:
-            self._hear(await _patiently(self._inbox.read), {})
 
     def _hear(self, entries: list[Entry], history: dict[str, on.TakenQuery]) -> None:
         taken = []
