@@ -86,19 +86,19 @@ class Traffic:
     async def finished(self, count: int) -> bool:
         """Whether at least so many have their outcome; False while Redis does not answer."""
         try:
-            found = await self.bench.store.read_many(self.names)
+            found = await self.bench.store.read_many(list(self.names))
         except Exception:  # noqa: BLE001  (a fault is under way)
             return False
         return sum(1 for stored in found if stored is not None and stored.outcome is not None) >= count
 
     async def served(self) -> bool:
         """Whether a query is on the engine right now."""
-        found = await self.bench.store.read_many(self.names)
+        found = await self.bench.store.read_many(list(self.names))
         return any(one is not None and one.state == QUERY_STATE_RUNNING and one.outcome is None for one in found)
 
     async def state(self) -> str:
         """What became of the queries so far, for people."""
-        found = await self.bench.store.read_many(self.names)
+        found = await self.bench.store.read_many(list(self.names))
         states = Counter("gone" if one is None else state_name(one.state) for one in found)
         waiting = await self.bench.redis.xpending(KEYS.queue, GROUP)
         length, depth = await self.bench.redis.xlen(KEYS.queue), await self.bench.redis.get(KEYS.depth)
