@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 import tempfile
@@ -71,20 +72,18 @@ async def measure(servers: Servers, options: argparse.Namespace) -> dict[str, An
     full = await serve(burst(0, CAPACITY_QUERIES, prompts), await servers.ask("fifo"))
     capacity = CAPACITY_QUERIES / full.seconds
     _say(f"capacity: {capacity:.3f} queries/s")
-    results: dict[str, Any] = {"capacity_queries_per_s": capacity, "queries": options.queries, "loads": {}}
-    for load in options.loads:
-        runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        for number in range(options.rounds):
-            arrivals = workload(100 + number, options.queries, load * capacity, prompts)
-            first = number % len(options.servers)
-            for name in options.servers[first:] + options.servers[:first]:
-                figures = figures_of(await serve(arrivals, await servers.ask(name)))
-                runs[name].append(figures)
-                _say(f"load {load} round {number} {name}: {_line(figures)}")
-        results["loads"][str(load)] = {"runs": runs, "paired": _compare(runs)}
-        if options.verbose:
-            _say(json.dumps(results))
-    return results
+    runs: dict[float, defaultdict[str, list[dict[str, Any]]]] = {load: defaultdict(list) for load in options.loads}
+    for number, load in itertools.product(range(options.rounds), options.loads):
+        arrivals = workload(100 + number, options.queries, load * capacity, prompts)
+        first = number % len(options.servers)
+        for name in options.servers[first:] + options.servers[:first]:
+            figures = figures_of(await serve(arrivals, await servers.ask(name)))
+            runs[load][name].append(figures)
+            _say(f"round {number} load {load} {name}: {_line(figures)}")
+            if options.verbose:
+                _say(json.dumps(figures))
+    loads = {str(load): {"runs": of_load, "paired": _compare(of_load)} for load, of_load in runs.items()}
+    return {"capacity_queries_per_s": capacity, "queries": options.queries, "loads": loads}
 
 
 def _compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", type=float, default=[0.8, 1.2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--queries", type=int, default=60)
-    parser.add_argument("--verbose", action="store_true", help="print the figures so far after each load")
+    parser.add_argument("--verbose", action="store_true", help="print all figures of each run")
     options = parser.parse_args()
     options.servers = options.servers or ["uellm", "fifo", "edf", "s3", BATCHER if options.engine == "hf" else DIRECT]
 
