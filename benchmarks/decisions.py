@@ -16,8 +16,8 @@ from dataclasses import replace
 
 import numpy as np
 from uellm_scheduler.app.batches import Engine
-from uellm_scheduler.domain.odds import LEVELS, POINTS, TAIL, length_points
-from uellm_scheduler.domain.pending import NEVER, PendingQuery, PendingTable
+from uellm_scheduler.domain.pending import PendingTable
+from uellm_scheduler.domain.pending_query import NEVER, PendingQuery
 from uellm_scheduler.domain.policy import EngineView, QueueView, RunningRow
 from uellm_scheduler.policies import POLICIES
 
@@ -40,8 +40,8 @@ LIMIT = 1_024
 STEP = StepTime(base=0.02, per_row=0.001, per_context_token=1e-6, prefill_per_token=2e-4, startup=0.0)
 
 
-def pending(number: int, draw: random.Random) -> PendingQuery:
-    """One query that arrived within the last ten minutes; its entry as it comes from the queue."""
+def queued(number: int, draw: random.Random) -> tuple[str, str, bytes]:
+    """One query that arrived within the last ten minutes: its name, its entry's id, and the entry."""
     length = LengthDistribution.from_cdf(log_normal_cdf(draw.gauss(math.log(100), 0.7), draw.uniform(0.4, 0.9)), LIMIT)
     profile = ResourceProfile(
         prompt_tokens=draw.randint(10, 500),
@@ -72,7 +72,13 @@ def pending(number: int, draw: random.Random) -> PendingQuery:
         entry.slo.completion.FromMilliseconds(draw.randint(600_000, 1_200_000))
         entry.slo.confidence = 0.9
     arrival = NOW_MS - draw.randint(0, 600_000)
-    return PendingQuery(name, f"{arrival}-{number % 7}", ProfiledQuery.FromString(entry.SerializeToString()))
+    return name, f"{arrival}-{number % 7}", entry.SerializeToString()
+
+
+def pending(number: int, draw: random.Random) -> PendingQuery:
+    """The same as it waits."""
+    name, entry_id, data = queued(number, draw)
+    return PendingQuery.of(name, entry_id, ProfiledQuery.FromString(data))
 
 
 def engine(kind: EngineKind, rows: int, free: int) -> EngineView:
@@ -100,9 +106,9 @@ def engine(kind: EngineKind, rows: int, free: int) -> EngineView:
     running = []
     for number in range(rows - free):
         query = pending(number, draw)
-        quantiles = tuple(length_points(query.query.profile.output_length, (*LEVELS, *TAIL)))
-        prompt, due = query.query.profile.prompt_tokens, NOW_MS + 60_000 if number % 10 else NEVER
-        running.append(RunningRow(prompt, draw.randint(1, 80), quantiles[:POINTS], LIMIT, quantiles[POINTS:], due))
+        needs, due = query.needs, NOW_MS + 60_000 if number % 10 else NEVER
+        lengths = needs.length_points, LIMIT, needs.length_tail
+        running.append(RunningRow(needs.prompt_tokens, draw.randint(1, 80), *lengths, due))
     return replace(view, running=(tuple(running),))
 
 
@@ -128,17 +134,16 @@ def decision_ms(
 
 
 def bytes_per_query(count: int) -> dict[str, float]:
-    """Memory of a table of queries, and of their messages as protobuf holds them, outside Python's heap."""
+    """Memory of a table of queries, names included."""
     draw = random.Random(2)
-    entries = [pending(number, draw) for number in range(count)]
-    packed = [(one.name, one.entry_id, one.query.SerializeToString()) for one in entries]
+    entries = [queued(number, draw) for number in range(count)]
     before = resident_bytes()
     table = PendingTable()
-    for name, entry_id, data in packed:
+    for name, entry_id, data in entries:
         # Names that are the table's own. What was made so far stays, so that no freed memory hides what is needed.
-        table.add(PendingQuery(name[:9] + name[9:], entry_id[:9] + entry_id[9:], ProfiledQuery.FromString(data)))
+        table.add(PendingQuery.of(name[:9] + name[9:], entry_id, ProfiledQuery.FromString(data)))
     used = (resident_bytes() - before) / count
-    serialized = sum(len(data) for *_, data in packed) / count
+    serialized = sum(len(data) for *_, data in entries) / count
     return {"queries": count, "serialized_bytes": serialized, "resident_bytes": used}
 
 

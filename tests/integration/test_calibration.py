@@ -67,8 +67,8 @@ async def observe(redis: RedisClient, rows: int, seed: int = 0) -> None:
     async with redis.pipeline(transaction=False) as pipeline:
         for _ in range(rows):
             tokens = min(LIMIT, round(generator.lognormvariate(3.2, 0.6)) + 1)
-            one = Observation(schema_version=1, profile=profile, output_tokens=tokens, censored=tokens == LIMIT)
-            pipeline.xadd(KEYS.observations, {"o": one.SerializeToString()})
+            one = Observation(schema_version=1, output_tokens=tokens, censored=tokens == LIMIT)
+            pipeline.xadd(KEYS.observations, {"o": one.SerializeToString(), "p": profile.SerializeToString()})
         await pipeline.execute()
 
 
@@ -76,7 +76,7 @@ async def folded(redis: RedisClient) -> CalibrationState:
     """The fold of the whole stream, made here."""
     state = CalibrationState()
     for entry_id, fields in await redis.xrange(KEYS.observations):
-        observed = decode_observation(entry_id.decode(), fields[b"o"])
+        observed = decode_observation(entry_id.decode(), fields)
         state = skip(state, entry_id.decode()) if observed is None else fold(state, observed)
     return state
 

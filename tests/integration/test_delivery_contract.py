@@ -18,7 +18,7 @@ from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.memory import MemoryQueue
 from uellm.messaging.queries import DispatchRow, EventRow, FencedError, FinishRow, QueryStore
 from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, QUERY_STATE_FAILED, Failure, Outcome
-from uellm.v1.stream_pb2 import Batched, DeadLetter, QueryEvent, QueryRecord, TokenDelta
+from uellm.v1.stream_pb2 import Batched, DeadLetter, ProfiledQuery, QueryEvent, QueryRecord, TokenDelta
 
 KEYS = ModelKeys(MODEL)
 TENANTS = ("t", "u")
@@ -137,6 +137,7 @@ class Both:
         for _, fields in await self.redis.xrange(KEYS.dead_letters):
             letter = DeadLetter.FromString(fields[b"d"])
             letter.record.CopyFrom(QueryRecord.FromString(fields[b"r"]))
+            letter.entry.CopyFrom(ProfiledQuery.FromString(fields[b"q"]))
             letters.append(letter)
         assert letters == self.model.dead_letters
         assert (await self.redis.pttl(KEYS.dead_letters) > 0) == bool(letters)

@@ -64,8 +64,7 @@ class Desk:
         rows = []
         for identifier in identifiers:
             row = self._row(identifier, Outcome(state=QUERY_STATE_FAILED, failure=failure))
-            entry = submission(identifier).entry
-            rows.append(replace(row, dead_letter=DeadLetter(name=row.name, failure=failure, entry=entry)))
+            rows.append(replace(row, dead_letter=DeadLetter(name=row.name, failure=failure)))
         await self._finish(rows)
 
     async def _finish(self, rows: list[FinishRow]) -> None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from uellm_scheduler.app.batches import Engine
-from uellm_scheduler.domain.odds import LEVELS, POINTS, TAIL, length_points
-from uellm_scheduler.domain.pending import NEVER, PendingTable
+from uellm_scheduler.domain.odds import POINTS
+from uellm_scheduler.domain.pending import PendingTable
+from uellm_scheduler.domain.pending_query import NEVER
 from uellm_scheduler.domain.policy import EngineView, Policy, QueueView, RunningRow
 
 from tests.support.policy_world import Arrival, Served, engine_record, pending
@@ -124,8 +125,8 @@ def serve_continuous(policy: Policy, arrivals: list[Arrival], record: Deployment
                 for one in joined:
                     entry = table.remove(one.full_name)
                     assert entry is not None
-                    length = entry.query.profile.output_length
-                    engine.rows.append(Row(one, tuple(length_points(length, (*LEVELS, *TAIL))), length.limit_tokens))
+                    needs = entry.needs
+                    engine.rows.append(Row(one, (*needs.length_points, *needs.length_tail), needs.limit_tokens))
                     waited = (now - one.at_ms) / 1000
                     served.longest_wait = max(served.longest_wait, waited)
                     if not one.slo_seconds:

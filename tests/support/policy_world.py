@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from uellm_scheduler.app.batches import Engine
-from uellm_scheduler.domain.pending import PendingQuery, PendingTable
+from uellm_scheduler.domain.pending import PendingTable
+from uellm_scheduler.domain.pending_query import PendingQuery
 from uellm_scheduler.domain.policy import Policy, QueueView
 
 from tests.support.world import deployment
@@ -113,7 +114,7 @@ def pending(arrival: Arrival) -> PendingQuery:
     entry = ProfiledQuery(name=arrival.full_name, profile=profile)
     if arrival.slo_seconds:
         entry.slo.completion.FromMilliseconds(round(1000 * arrival.slo_seconds))
-    return PendingQuery(entry.name, f"{arrival.at_ms}-0", entry)
+    return PendingQuery.of(entry.name, f"{arrival.at_ms}-0", entry)
 
 
 def serve(policy: Policy, arrivals: list[Arrival], record: DeploymentRecord) -> Served:

@@ -4,6 +4,7 @@ two engines whose cost is learnt, retries, cancellations, changes of policy and 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -56,7 +57,7 @@ class Life:
         self.take_over()
 
     def live(self, steps: int) -> list[tuple[str, DecisionRecord]]:
-        actions = {"arrive": 4, "produce": 5, "end": 4, "tick": 3, "lose": 0.4, "cancel": 0.5, "change": 0.3}
+        actions = {"arrive": 4, "produce": 5, "end": 4, "tick": 3, "lose": 1, "cancel": 0.5, "change": 0.3}
         actions |= {"redeploy": 0.3, "take_over": 0.1}
         for action in self.choice.choices(list(actions), list(actions.values()), k=steps):
             getattr(self, action)()
@@ -120,25 +121,32 @@ class Life:
     # --- how it happens ---
 
     def tell(self, event: on.Event) -> None:
-        for effect in self.core.step(event, self.now_ms):
-            self.effects.append(effect)
-            match effect:
-                case do.RecordDecision():
-                    # What is stored is what was serialised.
-                    stored = DecisionRecord.FromString(effect.record.SerializeToString())
-                    self.entries.append((effect.decision_id, stored))
-                case do.BeginAttempts():
-                    for row in effect.rows:
-                        self.waiting[row.name] = replace(self.waiting[row.name], attempts=row.attempts + 1)
-                    answers = tuple(DispatchAnswer("ok", record=QueryRecord()) for _ in effect.rows)
-                    self.tell(on.AttemptsBegun(effect.batch_id, answers))
-                case do.RunBatch():
-                    self.running[effect.batch_id] = effect
-                case do.AwaitEngine():
-                    self.tell(on.EngineReady(effect.deployment.name))
-                case do.FinishQueries():
-                    for row in effect.rows:
-                        self.waiting.pop(row.name, None)
+        """Give the core an event, and those that follow from its wishes, one after the other."""
+        events = deque([event])
+        while events:
+            for effect in self.core.step(events.popleft(), self.now_ms):
+                self.effects.append(effect)
+                events.extend(self._carry_out(effect))
+
+    def _carry_out(self, effect: do.Effect) -> list[on.Event]:
+        match effect:
+            case do.RecordDecision():
+                # What is stored is what was serialised.
+                stored = DecisionRecord.FromString(effect.record.SerializeToString())
+                self.entries.append((effect.decision_id, stored))
+            case do.BeginAttempts():
+                for row in effect.rows:
+                    self.waiting[row.name] = replace(self.waiting[row.name], attempts=row.attempts + 1)
+                answers = tuple(DispatchAnswer("ok", record=QueryRecord()) for _ in effect.rows)
+                return [on.AttemptsBegun(effect.batch_id, answers)]
+            case do.RunBatch():
+                self.running[effect.batch_id] = effect
+            case do.AwaitEngine():
+                return [on.EngineReady(effect.deployment.name)]
+            case do.FinishQueries():
+                for row in effect.rows:
+                    self.waiting.pop(row.name, None)
+        return []
 
     def _some_batch(self) -> do.RunBatch | None:
         return self.choice.choice(list(self.running.values())) if self.running else None

@@ -19,6 +19,11 @@ from uellm.v1.query_pb2 import ResourceProfile
 from uellm.v1.stream_pb2 import Observation
 
 
+def entry(observation: Observation, profile: ResourceProfile) -> dict[bytes, bytes]:
+    """An entry of the stream, as the scheduler's script writes it."""
+    return {b"o": observation.SerializeToString(), b"p": profile.SerializeToString()}
+
+
 def test_observations_are_decoded_with_what_was_predicted_before_calibration() -> None:
     raw, issued = log_normal(50, 0.5, 300), log_normal(80, 0.5, 300)
     profile = ResourceProfile(
@@ -27,8 +32,8 @@ def test_observations_are_decoded_with_what_was_predicted_before_calibration() -
         calibration_version="17-2",
         uncalibrated_probabilities=[*raw.probabilities, raw.limit_probability],
     )
-    observation = Observation(profile=profile, output_tokens=300, censored=True)
-    observed = decode_observation("20-1", observation.SerializeToString())
+    observation = Observation(output_tokens=300, censored=True)
+    observed = decode_observation("20-1", entry(observation, profile))
     assert observed is not None
     assert observed.issued == issued
     assert observed.raw.probabilities == pytest.approx(raw.probabilities, abs=1e-6)
@@ -36,7 +41,7 @@ def test_observations_are_decoded_with_what_was_predicted_before_calibration() -
     assert (observed.entry_id, observed.predictor_version, observed.calibration_version) == ("20-1", "lora/3", "17-2")
     assert (observed.tokens, observed.cut, observed.cut_early) == (300, True, False)
     del profile.uncalibrated_probabilities[:]
-    plain = decode_observation("20-1", Observation(profile=profile).SerializeToString())
+    plain = decode_observation("20-1", entry(Observation(), profile))
     assert plain is not None
     assert plain.raw == issued
 
@@ -52,8 +57,8 @@ def test_observations_are_decoded_with_what_was_predicted_before_calibration() -
     ],
 )
 def test_an_observation_without_a_prediction_is_none(profile: ResourceProfile) -> None:
-    assert decode_observation("1-0", Observation(profile=profile, output_tokens=4).SerializeToString()) is None
-    assert decode_observation("1-0", b"\xff\xff") is None
+    assert decode_observation("1-0", entry(Observation(output_tokens=4), profile)) is None
+    assert decode_observation("1-0", {b"o": b"\xff\xff"}) is None
 
 
 def test_a_state_of_another_schema_or_with_other_knots_is_refused() -> None:

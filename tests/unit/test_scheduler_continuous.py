@@ -14,7 +14,8 @@ from uellm_scheduler.app.batches import Batch, Engine, Row
 from uellm_scheduler.domain.candidates import PATIENCE
 from uellm_scheduler.domain.kv_odds import CachedRows, PagedCache
 from uellm_scheduler.domain.odds import LEVELS, NODE_MASSES, POINTS, TAIL, length_nodes, length_points
-from uellm_scheduler.domain.pending import NEVER, PendingTable
+from uellm_scheduler.domain.pending import PendingTable
+from uellm_scheduler.domain.pending_query import NEVER
 from uellm_scheduler.domain.policy import Decision, EngineView, QueueView, RunningRow
 from uellm_scheduler.domain.refusals import refusals
 from uellm_scheduler.policies import POLICIES

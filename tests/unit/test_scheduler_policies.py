@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uellm_scheduler.app.batches import Engine
 from uellm_scheduler.domain.backlog import predicted_work_seconds
-from uellm_scheduler.domain.pending import PendingQuery, PendingTable
+from uellm_scheduler.domain.pending import PendingTable
+from uellm_scheduler.domain.pending_query import PendingQuery
 from uellm_scheduler.domain.policy import BatchBudget, Decision, Policy, QueueView
 from uellm_scheduler.policies import POLICIES
 from uellm_scheduler.policies.slo_odbs import Constants, SloOdbs
@@ -22,7 +23,7 @@ def view_of(*queries: tuple[float, float], rows: int = 10, kv_budget_bytes: int 
     table = PendingTable()
     for number, (slo, length) in enumerate(queries):
         made = submission(f"q{number:03}", slo_seconds=slo, p50=length)
-        table.add(PendingQuery(made.name, f"{1000 + number}-0", made.entry))
+        table.add(PendingQuery.of(made.name, f"{1000 + number}-0", made.entry))
     record = deployment(rows=rows)
     record.limits.kv_budget_bytes = kv_budget_bytes
     return QueueView(table, table.slots(), (Engine(record).view(),))
@@ -180,14 +181,14 @@ class TestPendingTable:
         table = PendingTable(capacity=2)
         made = [submission(f"q{number}", p50=number + 1) for number in range(5)]
         for number, one in enumerate(made):
-            table.add(PendingQuery(one.name, f"{100 - number}-0", one.entry))
+            table.add(PendingQuery.of(one.name, f"{100 - number}-0", one.entry))
         assert [table.at(int(slot)).name for slot in table.slots()] == [one.name for one in reversed(made)]
         taken = table.remove(made[2].name)
         assert taken is not None
-        assert taken.query == made[2].entry
+        assert (taken.name, taken.needs.p50_tokens) == (made[2].name, 3)
         assert made[2].name not in table
         assert table.remove(made[2].name) is None
         assert len(table) == 4
         assert table.oldest_ms() == 96
         with pytest.raises(KeyError):
-            table.add(PendingQuery(made[0].name, "1-0", made[0].entry))
+            table.add(PendingQuery.of(made[0].name, "1-0", made[0].entry))

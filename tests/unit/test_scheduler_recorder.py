@@ -116,6 +116,12 @@ def test_a_recording_with_entries_gone_is_replayed_from_the_next_keyframe_on(see
     assert assert_bit_for_bit(kept) == readable
 
 
+def test_a_decision_about_a_query_that_is_served_alone_is_replayed():
+    entries = Life(["fifo"], 1).live(400)
+    assert any(record.alone for _, record in entries)
+    assert_bit_for_bit(entries)
+
+
 def test_keyframes_come_often_enough_and_large_ones_in_parts():
     life = Life(["sjf"], 3)
     entries = life.live(300)

@@ -21,7 +21,7 @@ from uellm.messaging.clock import entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.gathering import Gathered
 from uellm.messaging.keys import query_keys
-from uellm.v1.query_pb2 import Outcome
+from uellm.messaging.queries import stored_outcome
 from uellm.v1.stream_pb2 import QueryEvent
 
 BEGINNING = "0-0"
@@ -125,8 +125,8 @@ class EventHub:
         return [(entry_id.decode(), fields) for entry_id, fields in entries]
 
     async def _outcome(self, name: str) -> QueryEvent | None:
-        outcome = await self._gathered.execute("HGET", query_keys(name).record, "outcome")
-        return None if outcome is None else QueryEvent(schema_version=1, outcome=Outcome.FromString(outcome))
+        outcome, profile = await self._gathered.execute("HMGET", query_keys(name).record, "outcome", "profile")
+        return None if outcome is None else QueryEvent(schema_version=1, outcome=stored_outcome(outcome, profile))
 
     async def _join(self, watcher: _Watcher) -> None:
         self._watchers.setdefault(watcher.stream, set()).add(watcher)

@@ -27,7 +27,7 @@ class QueryKeys:
 
     record: str
     """Hash: body_hash, entry_id, state, attempts, profile, payload (`QueryRecord`; until the outcome), cancel,
-    outcome."""
+    outcome (its profile is `profile`)."""
     events: str
     """Stream of `QueryEvent`."""
 
@@ -80,7 +80,7 @@ class ModelKeys:
 
     @property
     def observations(self) -> str:
-        """Stream of `Observation`, bounded."""
+        """Stream: field `o` an `Observation`, `p` the profile in it; bounded."""
         return f"uellm:{{{self.model}}}:observations"
 
     @property
@@ -105,7 +105,7 @@ class ModelKeys:
 
     @property
     def dead_letters(self) -> str:
-        """Stream: field `d` a `DeadLetter`, `r` its `QueryRecord`; bounded."""
+        """Stream: field `d` a `DeadLetter`, `r` its `QueryRecord`, `q` its `ProfiledQuery`; bounded."""
         return f"uellm:{{{self.model}}}:dead-letters"
 
     def queries(self, tenant: str) -> str:

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.keys import ModelKeys
-from uellm.v1.stream_pb2 import DeadLetter, QueryRecord
+from uellm.v1.stream_pb2 import DeadLetter, ProfiledQuery, QueryRecord
 
 CHUNK = 16
 """Letters hold prompts, of up to a megabyte: no more of them are read at once."""
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoredLetter:
-    """A dead letter with its record, and its id in the stream."""
+    """A dead letter with its record and queue entry, and its id in the stream."""
 
     entry_id: str
     letter: DeadLetter
@@ -42,6 +42,7 @@ class DeadLetters:
                 try:
                     letter = DeadLetter.FromString(fields.get(b"d", b""))
                     letter.record.CopyFrom(QueryRecord.FromString(fields.get(b"r", b"")))
+                    letter.entry.CopyFrom(ProfiledQuery.FromString(fields.get(b"q", b"")))
                 except DecodeError:
                     log.warning("a dead letter can't be read", model=model, entry=position)
                     continue

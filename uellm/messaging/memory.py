@@ -52,7 +52,7 @@ class MemoryQueue:
     entries: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Entry id -> (`query` or `cancel`, query name)."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
-    """With their records."""
+    """With their records and entries."""
     accepted: dict[str, list[str]] = field(default_factory=dict)
     """Tenant -> names of its queries, by acceptance."""
     ended: dict[str, list[str]] = field(default_factory=dict)
@@ -148,14 +148,15 @@ class MemoryQueue:
         if record.outcome is not None:
             return "finished"
         if row.dead_letter is not None:
-            letter = DeadLetter(record=record.payload)
+            letter = DeadLetter(record=record.payload, entry=record.entry)
             letter.MergeFrom(row.dead_letter)
             self.dead_letters.append(letter)
         self.ended.setdefault(tenant_of(row.name), []).append(row.name)
-        record.outcome, record.state, record.payload = row.outcome, row.outcome.state, None
+        record.outcome, record.state, record.payload = Outcome(profile=record.entry.profile), row.outcome.state, None
+        record.outcome.MergeFrom(row.outcome)
         if row.last_event is not None:
             record.events.append((self.now_ms, row.last_event))
-        record.events.append((self.now_ms, QueryEvent(schema_version=SCHEMA_VERSION, outcome=row.outcome)))
+        record.events.append((self.now_ms, QueryEvent(schema_version=SCHEMA_VERSION, outcome=record.outcome)))
         self.depth -= 1
         return "ok"
 

@@ -105,10 +105,11 @@ class FinishRow:
     entry_id: str
     attempts: int
     outcome: Outcome
+    """Without a profile, like the observation: the store knows it."""
     last_event: QueryEvent | None = None
     observation: Observation | None = None
     dead_letter: DeadLetter | None = None
-    """Of a query that failed; the store adds its payload."""
+    """Of a query that failed; the store adds its payload and its queue entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +267,13 @@ def _keys_of(name: str) -> tuple[QueryKeys, ModelKeys, str]:
     return query_keys(name), ModelKeys(model_of(name)), tenant_of(name)
 
 
+def stored_outcome(outcome: bytes, profile: bytes | None) -> Outcome:
+    """An outcome as its record holds it: the profile is another field."""
+    message = Outcome.FromString(outcome)
+    message.profile.CopyFrom(ResourceProfile.FromString(profile or b""))
+    return message
+
+
 def state_name(state: int) -> str:
     """`QUERY_STATE_QUEUED` as `queued`."""
     name: str = QueryState.Name(state)
@@ -298,7 +306,7 @@ def _stored(name: str, values: list[bytes | None]) -> StoredQuery | None:
         state=int(state),
         attempts=int(attempts or 0),
         profile=ResourceProfile.FromString(profile or b""),
-        outcome=None if outcome is None else Outcome.FromString(outcome),
+        outcome=None if outcome is None else stored_outcome(outcome, profile),
         cancel_requested=cancel is not None,
         body_hash=(body_hash or b"").decode(),
     )

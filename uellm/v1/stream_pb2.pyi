@@ -453,7 +453,7 @@ class DeploymentBacklog(_message.Message):
     def __init__(self, deployment: _Optional[str] = ..., soonest_free: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class DecisionRecord(_message.Message):
-    __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals", "slots", "removed_slots", "keyframe", "engines", "tenants_served", "queued", "policy_version")
+    __slots__ = ("schema_version", "time", "policy", "cost_model_version", "seed", "columns", "names", "batches", "refusals", "slots", "removed_slots", "keyframe", "engines", "tenants_served", "queued", "policy_version", "alone")
     class ColumnsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +477,7 @@ class DecisionRecord(_message.Message):
     TENANTS_SERVED_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALONE_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     time: _timestamp_pb2.Timestamp
     policy: str
@@ -493,7 +494,8 @@ class DecisionRecord(_message.Message):
     tenants_served: bytes
     queued: int
     policy_version: int
-    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., removed_slots: _Optional[_Iterable[int]] = ..., keyframe: _Optional[bool] = ..., engines: _Optional[_Iterable[_Union[EngineSnapshot, _Mapping]]] = ..., tenants_served: _Optional[bytes] = ..., queued: _Optional[int] = ..., policy_version: _Optional[int] = ...) -> None: ...
+    alone: bool
+    def __init__(self, schema_version: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., policy: _Optional[str] = ..., cost_model_version: _Optional[str] = ..., seed: _Optional[int] = ..., columns: _Optional[_Mapping[str, bytes]] = ..., names: _Optional[_Iterable[str]] = ..., batches: _Optional[_Iterable[_Union[BatchDecision, _Mapping]]] = ..., refusals: _Optional[_Iterable[_Union[RefusalDecision, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., removed_slots: _Optional[_Iterable[int]] = ..., keyframe: _Optional[bool] = ..., engines: _Optional[_Iterable[_Union[EngineSnapshot, _Mapping]]] = ..., tenants_served: _Optional[bytes] = ..., queued: _Optional[int] = ..., policy_version: _Optional[int] = ..., alone: _Optional[bool] = ...) -> None: ...
 
 class EngineSnapshot(_message.Message):
     __slots__ = ("deployment", "record", "cost_model", "free_batches", "running", "served_tokens")

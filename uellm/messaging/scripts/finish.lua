@@ -1,5 +1,5 @@
 -- Writes each query's one outcome, ends its event stream, takes it off the queue, and keeps what it taught and, if it
--- failed, its dead letter.
+-- failed, its dead letter. What Redis knows of the query goes with them: profile, payload, queue entry.
 -- KEYS: owner epoch, queue, depth, observations, dead letters, then of each row:
 --       record, events, its tenant's queries, its tenant's outcomes
 -- ARGV: epoch, group, time to live in ms, observations kept, dead letters kept, their time to live in ms,
@@ -45,7 +45,7 @@ local answers = {}
 for row = 1, (#KEYS - 5) / 4 do
   local record, events, queries, outcomes = unpack(KEYS, 4 * row + 2, 4 * row + 5)
   local id, entry, attempts, state, outcome, event, observation, letter = unpack(ARGV, 8 * row, 8 * row + 7)
-  local known = redis.call('HMGET', record, 'attempts', 'outcome')
+  local known = redis.call('HMGET', record, 'attempts', 'outcome', 'profile')
   if not known[1] then
     answers[row] = 'gone'
     redis.call('XDEL', queries, entry)
@@ -57,7 +57,9 @@ for row = 1, (#KEYS - 5) / 4 do
   else
     if letter ~= '' then
       local payload = redis.call('HGET', record, 'payload') or ''
-      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[5], '*', 'd', letter, 'r', payload)
+      local queued = redis.call('XRANGE', KEYS[2], entry, entry)[1]
+      redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[5], '*',
+        'd', letter, 'r', payload, 'q', queued and queued[2][2] or '')
       redis.call('PEXPIRE', KEYS[5], ARGV[6])
     end
     redis.call('HSET', record, 'outcome', outcome, 'state', state)
@@ -67,7 +69,7 @@ for row = 1, (#KEYS - 5) / 4 do
     redis.call('PEXPIRE', record, ARGV[3])
     redis.call('PEXPIRE', events, ARGV[3])
     if observation ~= '' then
-      redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'o', observation)
+      redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*', 'o', observation, 'p', known[3] or '')
     end
     redis.call('DECR', KEYS[3])
     local theirs = tenant(queries, outcomes)

@@ -51,10 +51,7 @@ class RedisCalibrationStore:
         present = bool(found) and found[0][0].decode() == after
         entries = found[1:] if present else found[:count]
         return Page(
-            [
-                (entry_id.decode(), decode_observation(entry_id.decode(), fields.get(b"o", b"")))
-                for entry_id, fields in entries
-            ],
+            [(entry_id.decode(), decode_observation(entry_id.decode(), fields)) for entry_id, fields in entries],
             gap=bool(after) and not present,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.message import DecodeError
 
 from uellm.cost.lengths import LengthDistribution
@@ -16,11 +18,11 @@ from uellm_profiler.domain.recalibration import CELLS, LEVELS, Feedback, HazardR
 SCHEMA_VERSION = 1
 
 
-def decode_observation(entry_id: str, value: bytes) -> Observed | None:
+def decode_observation(entry_id: str, fields: Mapping[bytes, bytes]) -> Observed | None:
     """One entry of an observation stream; None if it says nothing about a prediction."""
     try:
-        observation = pb.Observation.FromString(value)
-        profile = observation.profile
+        observation = pb.Observation.FromString(fields.get(b"o", b""))
+        profile = ResourceProfile.FromString(fields.get(b"p", b""))
         issued = LengthDistribution.from_proto(profile.output_length)
         entry_order(profile.calibration_version)
         raw = _uncalibrated(profile, issued)

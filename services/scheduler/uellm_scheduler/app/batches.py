@@ -8,9 +8,8 @@ from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.model import CostModel
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, ENGINE_KIND_CONTINUOUS, DeploymentRecord
 
-from ..domain.odds import LEVELS, POINTS, TAIL, length_points
 from ..domain.outcomes import Service
-from ..domain.pending import NEVER, PendingQuery, Progress
+from ..domain.pending_query import PendingQuery, Progress
 from ..domain.policy import EngineView, RunningRow
 
 
@@ -23,28 +22,14 @@ class Row:
     token_ids: list[int]
     text: list[str]
     first_token_ms: int
-    length_points: tuple[float, ...]
-    length_tail: tuple[float, ...]
-    deadline_ms: int
     temperature: float = 0.0
     cancel_wanted: bool = False
 
     @classmethod
     def of(cls, pending: PendingQuery) -> Row:
         """The row of a query that is dispatched."""
-        progress, slo = pending.progress, pending.query.slo
-        quantiles = tuple(length_points(pending.query.profile.output_length, (*LEVELS, *TAIL)))
-        due = pending.arrival_ms + slo.completion.ToMilliseconds() if slo.HasField("completion") else NEVER
-        return cls(
-            pending,
-            pending.attempts + 1,
-            list(progress.token_ids),
-            [progress.text],
-            progress.first_token_ms,
-            quantiles[:POINTS],
-            quantiles[POINTS:],
-            int(due),
-        )
+        progress = pending.progress
+        return cls(pending, pending.attempts + 1, list(progress.token_ids), [progress.text], progress.first_token_ms)
 
     @property
     def progress(self) -> Progress:
@@ -69,6 +54,11 @@ class Batch:
     """When the engine was last heard of."""
     begun: bool = False
     """Whether its attempts are in the store."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may run beside it."""
+        return any(row.pending.alone for row in self.rows.values())
 
     @property
     def service(self) -> Service:
@@ -100,6 +90,8 @@ class Engine:
     def free_batches(self) -> int:
         """How many batches it takes now. A continuous engine takes one more wherever a row is free."""
         limits = self.record.limits
+        if any(batch.alone for batch in self.batches.values()):
+            return 0
         if self.record.engine_kind == ENGINE_KIND_CONTINUOUS:
             return int(self.in_flight < limits.max_batch_rows)
         return max(0, limits.max_concurrent_batches - len(self.batches))
@@ -137,12 +129,12 @@ def engine_view(
 
 
 def _running(row: Row) -> RunningRow:
-    profile = row.pending.query.profile
+    needs = row.pending.needs
     return RunningRow(
-        profile.prompt_tokens,
+        needs.prompt_tokens,
         len(row.token_ids),
-        row.length_points,
-        profile.output_length.limit_tokens,
-        row.length_tail,
-        row.deadline_ms,
+        needs.length_points,
+        needs.limit_tokens,
+        needs.length_tail,
+        needs.deadline_ms,
     )

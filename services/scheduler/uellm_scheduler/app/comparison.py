@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from uellm.v1.query_pb2 import Refusal
 
-from ..domain.pending import NEVER
+from ..domain.pending_query import NEVER
 from .replay import Choice, Replayed
 
 

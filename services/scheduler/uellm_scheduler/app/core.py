@@ -8,15 +8,18 @@ model; it lives as long as the lease.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from uellm.v1.query_pb2 import QUERY_STATE_CANCELLED, QUERY_STATE_REJECTED, QUERY_STATE_WITHDRAWN, QueryState
 
 from ..domain.outcomes import NOT_SERVED, outcome_of
-from ..domain.pending import PendingQuery, PendingTable
-from ..domain.policy import Decision, Policy, QueueView
+from ..domain.pending import PendingTable
+from ..domain.pending_query import PendingQuery
+from ..domain.policy import Decision, EngineView, Policy, QueueView
 from . import effects as do
 from . import events as on
 from .endings import end, give_up
@@ -72,8 +75,8 @@ class SchedulerCore:
         for taken in event.queries:
             if taken.name in self.pending or taken.name in self.flight:
                 continue
-            pending = PendingQuery(
-                taken.name, taken.entry_id, taken.query, taken.attempts, taken.progress, history=taken.history
+            pending = PendingQuery.of(
+                taken.name, taken.entry_id, taken.query, taken.attempts, taken.progress, taken.history
             )
             if taken.cancel_requested:
                 self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
@@ -125,15 +128,35 @@ class SchedulerCore:
         # With every place taken there is still something to refuse, but not more often than time is told.
         if not reviewing and not any(engine.free_batches for engine in engines):
             return
-        eligible, self.wake_ms = self.pending.eligible(now_ms)
-        if not len(eligible):
-            return
-        view, draw = QueueView(self.pending, eligible, engines), self._recorder.draw()
+        eligible = self.pending.eligible(now_ms)
+        self.wake_ms = eligible.next_ms
+        if len(eligible.alone):
+            engines = self._serve_alone(eligible.alone[:1], engines, now_ms)
+        self._ask(QueueView(self.pending, eligible.together, engines), now_ms)
+
+    def _serve_alone(
+        self, slot: NDArray[np.intp], engines: tuple[EngineView, ...], now_ms: int
+    ) -> tuple[EngineView, ...]:
+        """Have a query served by an engine that does nothing else; returns the engines with what is left for others.
+
+        The engine that has least to do takes nothing new until it is free.
+        """
+        quietest = min(engines, key=lambda engine: (len(engine.rows), engine.deployment))
+        if not quietest.rows and not self._ask(QueueView(self.pending, slot, (quietest,), alone=True), now_ms):
+            return engines
+        return tuple(replace(engine, free_batches=0) if engine is quietest else engine for engine in engines)
+
+    def _ask(self, view: QueueView, now_ms: int) -> bool:
+        """Ask the policy and do what it decides; returns whether it formed a batch."""
+        if not len(view.slots):
+            return False
+        draw = self._recorder.draw()
         decision = self.policy.decide(view, now_ms, draw.generator)
         if decision.wake_ms is not None:
             self.wake_ms = min(decision.wake_ms, self.wake_ms or decision.wake_ms)
         if decision.batches or decision.refusals:
             self._carry_out(view, decision, draw, now_ms)
+        return bool(decision.batches)
 
     def _carry_out(self, view: QueueView, decision: Decision, draw: Draw, now_ms: int) -> None:
         batch_ids = self.flight.new_batch_ids(len(decision.batches))

@@ -19,7 +19,7 @@ from uellm.v1.query_pb2 import QUERY_STATE_REJECTED
 from uellm.v1.scheduler_pb2 import ExplainQueryResponse
 from uellm.v1.stream_pb2 import DecisionRecord, QueryEvent
 
-from ..domain.pending import NEVER
+from ..domain.pending_query import NEVER
 from .explanation import Attempt, Others, Story, explain
 from .ownership import Ownership
 

@@ -8,7 +8,7 @@ from uellm.v1.stream_pb2 import QueryEvent
 
 from ..domain.failures import dead_letter_of, failure_of
 from ..domain.outcomes import NOT_SERVED, Service, outcome_of
-from ..domain.pending import PendingQuery
+from ..domain.pending_query import PendingQuery
 from . import effects as do
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uellm.messaging.queries import DispatchAnswer
 from uellm.v1.stream_pb2 import Attempt, CostModelState, DeploymentRecord, ProfiledQuery, StepAggregates
 
-from ..domain.pending import NOTHING, Progress
+from ..domain.pending_query import NOTHING, Progress
 from ..domain.policy import Policy
 
 

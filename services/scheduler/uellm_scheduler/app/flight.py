@@ -9,7 +9,6 @@ import numpy as np
 
 from uellm.messaging.queries import SCHEMA_VERSION, DispatchAnswer, DispatchRow, EventRow, FinishRow
 from uellm.v1.query_pb2 import (
-    ON_MISS_CANCEL,
     QUERY_STATE_CANCELLED,
     QUERY_STATE_COMPLETED,
     Failure,
@@ -18,9 +17,10 @@ from uellm.v1.query_pb2 import (
 )
 from uellm.v1.stream_pb2 import Batched, DeploymentRecord, QueryEvent, Restarted, StepAggregates, TokenDelta
 
-from ..domain.failures import attempt_of, failure_of, no_more_attempts, retry_at_ms
+from ..domain.failures import ENGINE_LOST, attempt_of, failure_of, goes_alone, no_more_attempts, retry_at_ms
 from ..domain.outcomes import FINISH_REASONS, observation_of, outcome_of
-from ..domain.pending import PendingQuery, PendingTable
+from ..domain.pending import PendingTable
+from ..domain.pending_query import PendingQuery
 from ..domain.policy import EngineView
 from ..domain.shares import RecentTokens
 from . import effects as do
@@ -257,14 +257,15 @@ class Flight:
     def _retry(self, batch: Batch, row: Row, error: str, now_ms: int) -> None:
         if self.handing_over:
             return
-        pending = _after(batch, row, failure_of("ENGINE_LOST", error), now_ms)
+        pending = _after(batch, row, failure_of(ENGINE_LOST, error), now_ms)
         longest = min(self._limits.retry_backoff_ms * 2 ** (row.attempt - 1), self._limits.longest_backoff_ms)
         backoff = longest * self._random.uniform(0.5, 1.0)
         why = no_more_attempts(pending, batch.dispatch_ms, self._limits.max_attempts)
         if why:
             self._effects.append(give_up(pending, batch.service, why, now_ms))
         else:
-            self._pending.add(replace(pending, not_before_ms=retry_at_ms(pending, backoff, now_ms)))
+            alone = goes_alone(pending, self._limits.max_attempts)
+            self._pending.add(replace(pending, not_before_ms=retry_at_ms(pending, backoff, now_ms), alone=alone))
 
     def _outcome(self, batch: Batch, row: Row, state: QueryState, now_ms: int) -> Outcome:
         return outcome_of(row.pending, state, row.progress, batch.service, row.attempt, now_ms)
@@ -302,7 +303,7 @@ def _finish(row: Row, outcome: Outcome, last_event: QueryEvent | None = None) ->
 
 
 def _cancels_at(pending: PendingQuery, now_ms: int) -> bool:
-    return pending.query.slo.on_miss == ON_MISS_CANCEL and now_ms > pending.deadline_ms
+    return pending.needs.cancel_on_miss and now_ms > pending.needs.deadline_ms
 
 
 def _batched(batch: Batch, attempt: int, decision_id: str) -> QueryEvent:

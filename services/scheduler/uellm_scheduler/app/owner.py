@@ -184,7 +184,6 @@ class QueueOwner:
             schema_version=1,
             name=query.name,
             failure=failure,
-            entry=query,
             fail_time=timestamp(self._around.clock.now_ms()),
         )
         self._writer.put(do.FinishQueries((FinishRow(query.name, entry.entry_id, 0, outcome, dead_letter=letter),)))

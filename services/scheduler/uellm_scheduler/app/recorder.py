@@ -132,6 +132,7 @@ class Recorder:
         self, record: DecisionRecord, view: QueueView, decision: Decision, batch_ids: Sequence[str], now_ms: int
     ) -> None:
         record.queued = len(self._pending)
+        record.alone = view.alone
         record.cost_model_version = ",".join(engine.cost.version for engine in view.engines)
         record.tenants_served = little_endian(view.table.tenants.served(now_ms))
         record.engines.extend(self._snapshot(engine) for engine in view.engines)

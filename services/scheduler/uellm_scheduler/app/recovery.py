@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from uellm.v1.query_pb2 import Failure
 from uellm.v1.stream_pb2 import Attempt, QueryEvent
 
-from ..domain.pending import Progress
+from ..domain.pending_query import Progress
 
 
 def progress_of(events: Iterable[tuple[int, QueryEvent]]) -> Progress:

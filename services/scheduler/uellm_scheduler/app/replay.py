@@ -85,7 +85,7 @@ class RecordedTable(QueryColumns):
         if slots.max() >= MOST_SLOTS:
             raise ValueError(f"no table has a slot {slots.max()}")
         while len(self._alive) <= slots.max():
-            self._double()
+            self._enlarge()
         self.names.update(zip(record.slots, record.names, strict=True))
         self.slot_of.update(zip(record.names, record.slots, strict=True))
         self._alive[slots] = True
@@ -146,8 +146,10 @@ class Recording:
         now_ms = record.time.ToMilliseconds()
         served = np.frombuffer(record.tenants_served, np.dtype(np.float64).newbyteorder("<")).astype(np.float64)
         self.table.tenants = Tenants.as_of(served, now_ms)
-        eligible, _ = self.table.eligible(now_ms)
-        return QueueView(self.table, eligible, tuple(self._engine(snapshot) for snapshot in record.engines))
+        eligible = self.table.eligible(now_ms)
+        slots = eligible.alone[:1] if record.alone else eligible.together
+        engines = tuple(self._engine(snapshot) for snapshot in record.engines)
+        return QueueView(self.table, slots, engines, record.alone)
 
     def _engine(self, snapshot: EngineSnapshot) -> EngineView:
         record, state = self._engines.get(snapshot.deployment, (None, None))

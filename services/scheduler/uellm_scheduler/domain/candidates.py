@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .odds import Floats, share_within
-from .pending import NEVER
+from .pending_query import NEVER
 from .policy import EngineView, QueueView
 from .tenants import fair_weights
 

@@ -6,11 +6,13 @@ from uellm.messaging.clock import timestamp
 from uellm.v1.query_pb2 import Failure
 from uellm.v1.stream_pb2 import Attempt, DeadLetter
 
-from .pending import PendingQuery
+from .pending_query import PendingQuery
 
 MIN_WAIT_MS = 5
 """An engine that fails at once is not asked again at once."""
 MESSAGE_CHARACTERS = 2_000
+ENGINE_LOST = "ENGINE_LOST"
+"""Reason of an attempt whose engine did not say how it ended."""
 
 
 def failure_of(reason: str, message: str) -> Failure:
@@ -32,27 +34,37 @@ def no_more_attempts(pending: PendingQuery, began_ms: int, max_attempts: int) ->
     """
     if pending.attempts >= max_attempts:
         return f"given up after {pending.attempts} attempts"
-    if began_ms >= pending.deadline_ms:
+    if began_ms >= pending.needs.deadline_ms:
         return f"given up after {pending.attempts} attempts, since the last one began after the deadline"
     return ""
+
+
+def goes_alone(pending: PendingQuery, max_attempts: int) -> bool:
+    """Whether the attempt before the last one was lost with its engine.
+
+    A query that ends its engine would take its batch mates along until they, too, have no attempt left.
+    """
+    last = pending.history[-1].failure.reason if pending.history else ""
+    return pending.attempts == max_attempts - 1 and last == ENGINE_LOST
 
 
 def retry_at_ms(pending: PendingQuery, backoff_ms: float, now_ms: int) -> int:
     """When the next attempt may begin: after the backoff, but while a deadline that is ahead can still be kept."""
     wait_ms = backoff_ms
-    if now_ms < pending.deadline_ms:
-        alone_ms = pending.query.profile.service_time_p50.ToMilliseconds()
-        wait_ms = min(wait_ms, pending.deadline_ms - alone_ms - now_ms)
+    if now_ms < pending.needs.deadline_ms:
+        wait_ms = min(wait_ms, pending.needs.deadline_ms - pending.needs.alone_ms - now_ms)
     return now_ms + max(MIN_WAIT_MS, round(wait_ms))
 
 
 def dead_letter_of(pending: PendingQuery, failure: Failure, now_ms: int) -> DeadLetter:
-    """The letter of a query that failed for good; its history holds every attempt. The store adds the payload."""
+    """The letter of a query that failed for good; its history holds every attempt.
+
+    The finish script adds payload and queue entry.
+    """
     return DeadLetter(
         schema_version=1,
         name=pending.name,
         failure=failure,
         attempts=pending.history,
-        entry=pending.query,
         fail_time=timestamp(now_ms),
     )

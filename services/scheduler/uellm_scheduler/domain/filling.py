@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kv_odds import CachedRows, PagedCache
-from .pending import NEVER
+from .pending_query import NEVER
 from .policy import BatchBudget, BatchPlan, Decision, EngineView, QueueView
 from .shares import free_places
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .candidates import Rows, look_at
 from .filling import fitting
 from .odds import Floats, share_within
-from .pending import NEVER
+from .pending_query import NEVER
 from .policy import EngineView, QueueView
 
 SIZES = 12

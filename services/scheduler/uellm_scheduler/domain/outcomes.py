@@ -13,12 +13,11 @@ from uellm.v1.query_pb2 import (
     FinishReason,
     Outcome,
     QueryState,
-    Slo,
     Timing,
 )
 from uellm.v1.stream_pb2 import Observation, StepAggregates
 
-from .pending import PendingQuery, Progress
+from .pending_query import PendingQuery, Progress
 
 FINISH_REASONS: Mapping[str, FinishReason] = {"stop": FINISH_REASON_STOP, "length": FINISH_REASON_LENGTH}
 
@@ -40,7 +39,10 @@ NOT_SERVED = Service()
 def outcome_of(
     pending: PendingQuery, state: QueryState, progress: Progress, service: Service, attempts: int, now_ms: int
 ) -> Outcome:
-    """The outcome of a query that ends now, without reason, refusal or failure."""
+    """The outcome of a query that ends now, without reason, refusal or failure.
+
+    The finish script adds the profile, which stays in Redis.
+    """
     timing = Timing(accept_time=timestamp(pending.arrival_ms), finish_time=timestamp(now_ms))
     if service.dispatch_ms:
         timing.dispatch_time.CopyFrom(timestamp(service.dispatch_ms))
@@ -49,12 +51,10 @@ def outcome_of(
     return Outcome(
         state=state,
         text=progress.text,
-        prompt_tokens=pending.query.profile.prompt_tokens,
+        prompt_tokens=pending.needs.prompt_tokens,
         output_tokens=len(progress.token_ids),
-        profile=pending.query.profile,
         timing=timing,
-        slo_met=state == QUERY_STATE_COMPLETED
-        and slo_met(pending.query.slo, pending.arrival_ms, progress.first_token_ms, now_ms),
+        slo_met=state == QUERY_STATE_COMPLETED and slo_met(pending, progress.first_token_ms, now_ms),
         dispatch_count=attempts,
         deployment=service.deployment,
         batch_id=service.batch_id,
@@ -62,23 +62,20 @@ def outcome_of(
     )
 
 
-def slo_met(slo: Slo, arrival_ms: int, first_token_ms: int, finish_ms: int) -> bool:
+def slo_met(pending: PendingQuery, first_token_ms: int, finish_ms: int) -> bool:
     """Whether a completed answer kept each objective that it had."""
-    completion = not slo.HasField("completion") or finish_ms - arrival_ms <= slo.completion.ToMilliseconds()
-    first_token = not slo.HasField("first_token") or first_token_ms - arrival_ms <= slo.first_token.ToMilliseconds()
-    return completion and first_token
+    return finish_ms <= pending.needs.deadline_ms and first_token_ms <= pending.needs.first_token_deadline_ms
 
 
 def observation_of(
     pending: PendingQuery, outcome: Outcome, temperature: float, aggregates: StepAggregates | None
 ) -> Observation:
-    """What a completed query taught."""
+    """What a completed query taught; the finish script adds the profile."""
     dispatch_ms = outcome.timing.dispatch_time.ToMilliseconds()
     observation = Observation(
         schema_version=1,
         name=pending.name,
         deployment=outcome.deployment,
-        profile=outcome.profile,
         temperature=temperature,
         output_tokens=outcome.output_tokens,
         censored=outcome.finish_reason == FINISH_REASON_LENGTH,

@@ -18,7 +18,7 @@ from uellm.cost.demand import DemandPoint
 from uellm.v1.stream_pb2 import ENGINE_KIND_CONTINUOUS
 
 from .odds import Floats
-from .pending import NEVER
+from .pending_query import NEVER
 from .policy import EngineView, QueueView
 
 STATIC_OVERHEAD = 2.0

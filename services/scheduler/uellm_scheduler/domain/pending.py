@@ -6,22 +6,18 @@ in Redis until dispatch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from uellm.v1.query_pb2 import ON_MISS_CANCEL
-from uellm.v1.stream_pb2 import Attempt, ProfiledQuery
+from uellm.v1.stream_pb2 import Attempt
 
 from .arrivals import ArrivalOrder
-from .odds import LEVELS, POINTS, TAIL, length_points
+from .odds import POINTS, TAIL
+from .pending_query import NOTHING, Needs, PendingQuery, Progress
 from .tenants import Tenants
-
-NEVER = np.iinfo(np.int64).max
-"""A deadline that does not exist, in ms."""
-DEFAULT_CONFIDENCE = 0.9
 
 COLUMNS: dict[str, Any] = {
     "arrival_ms": np.int64,
@@ -43,52 +39,24 @@ COLUMNS: dict[str, Any] = {
     "tenant": np.int32,
     "attempts": np.int16,
     "cancel_on_miss": np.bool_,
+    "alone": np.bool_,
 }
+"""What policies see, and the flight recorder keeps."""
+OWN_COLUMNS: dict[str, Any] = {"entry_number": np.uint64, "alone_ms": np.int64}
+"""What only the table needs; the number is the second part of an entry's id."""
+NEEDS = tuple(one.name for one in fields(Needs))
+GROWTH = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What earlier attempts delivered of an answer."""
+class Eligible:
+    """Slots that may be dispatched now, in order of arrival."""
 
-    token_ids: tuple[int, ...] = ()
-    text: str = ""
-    first_token_ms: int = 0
-    """When the first token was delivered; 0: never."""
-
-
-NOTHING = Progress()
-_PACKED = ProfiledQuery()
-
-
-@dataclass(frozen=True, slots=True)
-class PendingQuery:
-    """One waiting query, as it enters and leaves the table."""
-
-    name: str
-    entry_id: str
-    query: ProfiledQuery
-    attempts: int = 0
-    progress: Progress = NOTHING
-    not_before_ms: int = 0
-    """Not to be dispatched before, by the queue's clock."""
-    history: tuple[Attempt, ...] = ()
-    """The attempts that failed, oldest first."""
-
-    @property
-    def tenant(self) -> str:
-        """Whose it is."""
-        return self.name.split("/", 2)[1]
-
-    @property
-    def arrival_ms(self) -> int:
-        """When it was accepted, by the queue's clock."""
-        return int(self.entry_id.split("-", 1)[0])
-
-    @property
-    def deadline_ms(self) -> int:
-        """When the whole answer is wanted, by the queue's clock; `NEVER` without a deadline."""
-        slo = self.query.slo
-        return self.arrival_ms + int(slo.completion.ToMilliseconds()) if slo.HasField("completion") else int(NEVER)
+    together: NDArray[np.intp]
+    alone: NDArray[np.intp]
+    """Those that are to be served by themselves."""
+    next_ms: int | None
+    """When the next of the others may be dispatched."""
 
 
 class QueryColumns:
@@ -104,34 +72,41 @@ class QueryColumns:
         """Slots in use, in order of arrival (ties by slot)."""
         return self._order.of(self._alive, self._columns["arrival_ms"])
 
-    def eligible(self, now_ms: int) -> tuple[NDArray[np.intp], int | None]:
-        """Slots that may be dispatched now, in order of arrival, and when the next of the others may be, in ms."""
+    def eligible(self, now_ms: int) -> Eligible:
+        """Slots that may be dispatched now."""
         slots = self.slots()
         not_before = self._columns["not_before_ms"][slots]
         later = not_before > now_ms
-        return slots[~later], int(not_before[later].min()) if later.any() else None
+        next_ms = int(not_before[later].min()) if later.any() else None
+        slots = slots[~later]
+        alone = self._columns["alone"][slots]
+        return Eligible(slots[~alone], slots[alone], next_ms)
 
     def column(self, name: str) -> NDArray[Any]:
         """A whole column, indexed by slot. Not to be written to."""
         return self._columns[name]
 
-    def _double(self) -> None:
-        """Make room for as many slots again."""
+    def _enlarge(self) -> int:
+        """Make room; returns for how many more."""
+        more = max(256, int(len(self._alive) * (GROWTH - 1)))
         for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.zeros_like(column)])
-        self._alive = np.concatenate([self._alive, np.zeros_like(self._alive)])
+            self._columns[name] = np.concatenate([column, np.zeros_like(column, shape=(more, *column.shape[1:]))])
+        self._alive = np.append(self._alive, np.zeros(more, np.bool_))
+        return more
 
 
 class PendingTable(QueryColumns):
     """Rows are addressed by name or by slot; a slot is stable while its query waits.
 
-    Queries are held serialized: as message objects they take four times as much memory.
+    A query is its row: `test_scheduler_pending.py` bounds the bytes that it takes.
     """
 
     def __init__(self, capacity: int = 256) -> None:
         super().__init__(capacity)
-        self._queries: list[PendingQuery | None] = [None] * capacity
-        self._packed: list[bytes] = [b""] * capacity
+        self._columns.update({name: np.zeros(capacity, dtype) for name, dtype in OWN_COLUMNS.items()})
+        self._names: list[str | None] = [None] * capacity
+        self._pasts: dict[int, tuple[Progress, tuple[Attempt, ...]]] = {}
+        """By slot, of those that were on an engine."""
         self._free = list(range(capacity - 1, -1, -1))
         self._slots: dict[str, int] = {}
         self._numbers = np.zeros(capacity, np.int64)
@@ -150,8 +125,9 @@ class PendingTable(QueryColumns):
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self._slots[pending.name] = slot
-        self._queries[slot], self._packed[slot] = replace(pending, query=_PACKED), pending.query.SerializeToString()
+        self._slots[pending.name], self._names[slot] = slot, pending.name
+        if pending.progress is not NOTHING or pending.history:
+            self._pasts[slot] = pending.progress, pending.history
         for column, value in self._values(pending).items():
             self._columns[column][slot] = value
         self._alive[slot] = True
@@ -161,11 +137,13 @@ class PendingTable(QueryColumns):
 
     def remove(self, name: str) -> PendingQuery | None:
         """Take a query out; None if it does not wait."""
-        slot = self._slots.pop(name, None)
+        slot = self._slots.get(name)
         if slot is None:
             return None
         pending = self.at(slot)
-        self._queries[slot], self._packed[slot] = None, b""
+        del self._slots[name]
+        self._names[slot] = None
+        self._pasts.pop(slot, None)
         self._alive[slot] = False
         self._numbers[slot] = 0
         self._order.changed()
@@ -179,17 +157,27 @@ class PendingTable(QueryColumns):
 
     def at(self, slot: int) -> PendingQuery:
         """The query in a slot. Raises KeyError if there is none."""
-        pending = self._queries[slot]
-        if pending is None:
-            raise KeyError(slot)
-        return replace(pending, query=ProfiledQuery.FromString(self._packed[slot]))
+        name = self.name_at(slot)
+        row = {column: values[slot].tolist() for column, values in self._columns.items()}
+        row["length_points"], row["length_tail"] = tuple(row["length_points"]), tuple(row["length_tail"])
+        progress, history = self._pasts.get(slot, (NOTHING, ()))
+        return PendingQuery(
+            name,
+            f"{row['arrival_ms']}-{row['entry_number']}",
+            Needs(**{need: row[need] for need in NEEDS}),
+            row["attempts"],
+            progress,
+            row["not_before_ms"],
+            history,
+            row["alone"],
+        )
 
     def name_at(self, slot: int) -> str:
         """The name of the query in a slot. Raises KeyError if there is none."""
-        pending = self._queries[slot]
-        if pending is None:
+        name = self._names[slot]
+        if name is None:
             raise KeyError(slot)
-        return pending.name
+        return name
 
     def row_numbers(self) -> NDArray[np.int64]:
         """Which row is in each slot, by a number that no other row ever has; 0: none. Not to be written to."""
@@ -204,38 +192,21 @@ class PendingTable(QueryColumns):
         return list(self._slots)
 
     def _values(self, pending: PendingQuery) -> dict[str, Any]:
-        query, length = pending.query, pending.query.profile.output_length
-        arrival = pending.arrival_ms
-        slo = query.slo
-        quantiles = length_points(length, (*LEVELS, *TAIL))
-        return {
-            "arrival_ms": arrival,
-            "deadline_ms": pending.deadline_ms,
-            "first_token_deadline_ms": (
-                arrival + slo.first_token.ToMilliseconds() if slo.HasField("first_token") else NEVER
-            ),
+        values = {need: getattr(pending.needs, need) for need in NEEDS}
+        arrival, number = pending.entry_id.split("-", 1)
+        return values | {
+            "arrival_ms": int(arrival),
+            "entry_number": int(number),
             "not_before_ms": pending.not_before_ms,
-            "confidence": slo.confidence or DEFAULT_CONFIDENCE,
-            "prompt_tokens": query.profile.prompt_tokens,
-            "length_points": quantiles[:POINTS],
-            "length_tail": quantiles[POINTS:],
-            "p50_tokens": length.p50_tokens,
-            "p90_tokens": length.p90_tokens,
-            "p99_tokens": length.p99_tokens,
-            "limit_tokens": length.limit_tokens,
             "delivered_tokens": len(pending.progress.token_ids),
-            "kv_bytes_p90": query.profile.kv_cache_bytes_p90,
-            "kv_bytes_limit": query.profile.kv_cache_bytes_limit,
-            "priority": query.priority,
             "tenant": self.tenants.number(pending.tenant),
             "attempts": pending.attempts,
-            "cancel_on_miss": slo.on_miss == ON_MISS_CANCEL,
+            "alone": pending.alone,
         }
 
     def _grow(self) -> None:
         size = len(self._alive)
-        self._double()
-        self._numbers = np.concatenate([self._numbers, np.zeros_like(self._numbers)])
-        self._queries += [None] * size
-        self._packed += [b""] * size
-        self._free = list(range(2 * size - 1, size - 1, -1))
+        more = self._enlarge()
+        self._numbers = np.append(self._numbers, np.zeros(more, np.int64))
+        self._names += [None] * more
+        self._free = list(range(size + more - 1, size - 1, -1))

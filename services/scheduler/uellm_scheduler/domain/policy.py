@@ -18,7 +18,8 @@ from uellm.cost.steps import StepTime
 from uellm.v1.query_pb2 import Refusal
 from uellm.v1.stream_pb2 import ENGINE_KIND_CONTINUOUS, EngineKind
 
-from .pending import NEVER, QueryColumns
+from .pending import QueryColumns
+from .pending_query import NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,13 @@ class QueueView:
         table: what waits; only rows in `slots` are to be used.
         slots: slots that may be dispatched now, in order of arrival, shape [n].
         engines: the deployments that take queries.
+        alone: whether it shows one query only, which is to be served by itself.
     """
 
     table: QueryColumns
     slots: NDArray[np.intp]
     engines: tuple[EngineView, ...]
+    alone: bool = False
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the eligible rows, in order of arrival, shape [n]."""

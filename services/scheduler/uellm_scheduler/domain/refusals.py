@@ -13,7 +13,7 @@ from uellm.v1.query_pb2 import REFUSAL_REASON_DEADLINE_INFEASIBLE, DeadlineInfea
 
 from .odds import share_within
 from .overload import demand, seconds_per_token, surplus, work_of
-from .pending import NEVER
+from .pending_query import NEVER
 from .policy import EngineView, QueueView
 from .shares import serving
 
