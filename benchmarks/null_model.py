@@ -26,7 +26,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
-from uellm_deployer.backends.hf import contract
+from uellm_deployer.backends.common import contract
 
 from uellm.cost.steps import StepTime
 from uellm.local.model import default_model
@@ -137,42 +137,79 @@ def deployment(endpoint: str) -> DeploymentRecord:
 
 
 async def watch(stub: Any, names: list[str]) -> None:
-    """See the outcomes of some queries."""
+    """See the outcomes of some queries, with all that happens to them before."""
     left = set(names)
     async for response in stub.Watch(WatchRequest(targets=[WatchTarget(name=name) for name in names])):
         if response.event.HasField("outcome"):
-            if response.event.outcome.state != QUERY_STATE_COMPLETED:
-                raise RuntimeError(f"{response.name} did not complete")
+            _check(response)
             left.remove(response.name)
     if left:
         raise RuntimeError(f"{len(left)} outcomes did not come")
 
 
-async def run_once(profiler: grpc.aio.Channel, scheduler: grpc.aio.Channel, count: int) -> float:
-    """Submit so many queries over one stream and see all their outcomes; returns the seconds."""
-    submitting, watching = ProfilerServiceStub(profiler), SchedulerServiceStub(scheduler)  # type: ignore[no-untyped-call]
+async def submit(stub: Any, count: int) -> AsyncIterator[str]:
+    """Submit so many queries over one stream; yields their names as they are accepted."""
 
     async def requests() -> AsyncIterator[SubmitStreamRequest]:
         query = Query(prompt=PROMPT, generation=GenerationParameters(max_output_tokens=128))
         for number in range(count):
             yield SubmitStreamRequest(correlation_id=str(number), submit=SubmitRequest(parent=PARENT, query=query))
 
-    begin = time.perf_counter()
+    async for answer in stub.SubmitStream(requests()):
+        if answer.HasField("refused"):
+            raise RuntimeError(answer.refused.message)
+        yield answer.accepted.name
+
+
+async def run_by_query(submitting: Any, watching: Any, count: int) -> None:
+    """Every query is watched by name, event by event."""
     async with asyncio.TaskGroup() as watchers:
         names: list[str] = []
-        async for answer in submitting.SubmitStream(requests()):
-            if answer.HasField("refused"):
-                raise RuntimeError(answer.refused.message)
-            names.append(answer.accepted.name)
+        async for name in submit(submitting, count):
+            names.append(name)
             if len(names) == WATCHED_AT_ONCE:
                 watchers.create_task(watch(watching, names))
                 names = []
         if names:
             watchers.create_task(watch(watching, names))
+
+
+async def run_by_tenant(submitting: Any, watching: Any, count: int) -> None:
+    """One watcher sees the outcomes of all of the tenant's queries."""
+    call = watching.Watch(WatchRequest(parent=PARENT))
+    await call.read()  # from here on nothing is missed
+    ended: set[str] = set()
+
+    async def read() -> None:
+        while len(ended) < count:
+            response = await call.read()
+            _check(response)
+            ended.add(response.name)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(read())
+        accepted = {name async for name in submit(submitting, count)}
+    call.cancel()
+    if accepted != ended:
+        raise RuntimeError(f"{len(accepted - ended)} outcomes did not come")
+
+
+def _check(response: Any) -> None:
+    if response.event.outcome.state != QUERY_STATE_COMPLETED:
+        raise RuntimeError(f"{response.name} did not complete")
+
+
+RUNS = {"tenant": run_by_tenant, "query": run_by_query}
+
+
+async def run_once(profiler: grpc.aio.Channel, scheduler: grpc.aio.Channel, count: int, by: str) -> float:
+    """Submit so many queries over one stream and see all their outcomes; returns the seconds."""
+    begin = time.perf_counter()
+    await RUNS[by](ProfilerServiceStub(profiler), SchedulerServiceStub(scheduler), count)  # type: ignore[no-untyped-call]
     return time.perf_counter() - begin
 
 
-async def measure(count: int, rounds: int, profile: Path | None) -> dict[str, Any]:
+async def measure(count: int, rounds: int, by: str, profile: Path | None) -> dict[str, Any]:
     """All figures; the first round warms up and is not counted."""
     with tempfile.TemporaryDirectory() as name:
         async with (
@@ -180,14 +217,15 @@ async def measure(count: int, rounds: int, profile: Path | None) -> dict[str, An
             open_channel(addresses["profiler"]) as profiler,
             open_channel(addresses["scheduler"]) as scheduler,
         ):
-            await run_once(profiler, scheduler, count)
+            await run_once(profiler, scheduler, count, by)
             before, commands = _processor_seconds(processes), await _commands(redis)
-            seconds = [await run_once(profiler, scheduler, count) for _ in range(rounds)]
+            seconds = [await run_once(profiler, scheduler, count, by) for _ in range(rounds)]
             spent = _processor_seconds(processes)
             commands = await _commands(redis) - commands
     total = count * rounds
     return {
         "queries": count,
+        "watched_by": by,
         "rounds": rounds,
         "load_average": round(os.getloadavg()[0], 1),
         "median_per_s": round(median(count / one for one in seconds), 1),
@@ -289,9 +327,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=3_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--watch", choices=list(RUNS), default="tenant", help="one watcher, or queries by name")
     parser.add_argument("--profile", type=Path, help="folder for cProfile statistics of the services")
     arguments = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(arguments.queries, arguments.rounds, arguments.profile)), indent=2))
+    print(
+        json.dumps(
+            asyncio.run(measure(arguments.queries, arguments.rounds, arguments.watch, arguments.profile)), indent=2
+        )
+    )
 
 
 if __name__ == "__main__":
