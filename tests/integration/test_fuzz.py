@@ -22,7 +22,7 @@ from tests.support.tiny_model import make_tokenizer
 from uellm.local.process import free_port
 from uellm.local.redis import EmbeddedRedis
 from uellm.messaging.clock import timestamp
-from uellm.messaging.keys import DEPLOYMENTS, GROUP, MODELS, ModelKeys, query_keys, tenant_of
+from uellm.messaging.keys import DEPLOYMENTS, GROUP, MODELS, QUEUES, ModelKeys, query_keys, tenant_of
 from uellm.messaging.queries import Submission
 from uellm.v1 import profiler_pb2, query_pb2, scheduler_pb2, stream_pb2
 from uellm.v1.profiler_pb2_grpc import ProfilerServiceStub
@@ -67,6 +67,7 @@ class Fuzzed:
         seconds, microseconds = self.redis.time()
         self.record.publish_time.CopyFrom(timestamp(seconds * 1000 + microseconds // 1000))
         self.redis.sadd(MODELS, MODEL)
+        self.redis.sadd(QUEUES, MODEL)
         self.redis.hset(DEPLOYMENTS, self.record.name, self.record.SerializeToString())
 
     def put(self, made: Submission) -> str:
@@ -77,7 +78,7 @@ class Fuzzed:
         tenant, query = tenant_of(made.name), made.name.rpartition("/")[2]
         answer = script(
             [keys.record, KEYS.queue, KEYS.depth, keys.events, KEYS.queries(tenant), KEYS.outcomes(tenant)],
-            [made.body_hash, *parts, 10_000, 1, query, 1_000],
+            [made.body_hash, *parts, 10_000, 1, query, 1_000, MODEL],
         )
         assert answer[0] == b"created"
         return made.name
@@ -181,7 +182,7 @@ def test_nonsense_among_deployments_and_models_changes_nothing(
 ) -> None:
     fuzzed.publish()
     fuzzed.redis.hset(DEPLOYMENTS, name, value)
-    fuzzed.redis.sadd(MODELS, model)
+    fuzzed.redis.sadd(QUEUES, model)
     try:
         # The followers' next round, and the one after it.
         epoch = fuzzed.redis.get(KEYS.owner_epoch)
@@ -189,13 +190,13 @@ def test_nonsense_among_deployments_and_models_changes_nothing(
         assert fuzzed.redis.get(KEYS.owner_epoch) == epoch
     finally:
         fuzzed.redis.hdel(DEPLOYMENTS, name)
-        fuzzed.redis.srem(MODELS, model)
+        fuzzed.redis.srem(QUEUES, model)
 
 
 def test_the_followers_still_follow(fuzzed: Fuzzed) -> None:
     """After all of that: a bad name, and then a change that must be seen."""
     fuzzed.redis.hset(DEPLOYMENTS, b"\xff\xfe", b"\xff")
-    fuzzed.redis.sadd(MODELS, b"\xff\xfe")
+    fuzzed.redis.sadd(QUEUES, b"\xff\xfe")
     fuzzed.redis.delete(KEYS.owner)
     until(lambda: fuzzed.redis.get(KEYS.owner) == b"one")
     fuzzed.record.state = stream_pb2.DEPLOYMENT_STATE_DELETING

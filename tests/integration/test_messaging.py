@@ -22,7 +22,7 @@ from uellm.messaging.deployments import DeploymentDirectory, DeploymentPublisher
 from uellm.messaging.events import EventHub
 from uellm.messaging.gathering import Gathered
 from uellm.messaging.inbox import Inbox
-from uellm.messaging.keys import GROUP, MODELS, ModelKeys, query_keys
+from uellm.messaging.keys import GROUP, QUEUES, ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.queries import Accepted, DispatchRow, EventRow, FinishRow, QueryStore
 from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
@@ -338,7 +338,7 @@ def test_a_transport_that_closed_meanwhile_is_a_lost_connection(redis_server: Em
 
 
 async def test_what_nobody_expected_does_not_end_the_search_for_queues(redis: RedisClient):
-    await redis.sadd(MODELS, MODEL)
+    await redis.sadd(QUEUES, MODEL)
     tried_again = asyncio.Event()
 
     class Leases(LeaseKeeper):

@@ -11,6 +11,7 @@ from uellm_deployer.app.creation import Creation, Strategy
 from uellm_deployer.app.operations import Request
 from uellm_deployer.app.ports import EngineReport, JournalEntry
 from uellm_deployer.domain.deployment import Stage, State
+from uellm_deployer.encoding import record_message
 
 from tests.support.deployer import CPU, GIB, DeployerWorld, a_spec, machine
 from uellm.rpc.errors import (
@@ -183,6 +184,17 @@ async def test_names_and_plans_are_deployed_once(world):
 
 
 # Taking over.
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+async def test_deployments_of_other_shards_of_the_queue_stay(world, strategy):
+    await world.create("one")
+    for name, rows in (("two", 8), ("three", 4)):
+        creation = Creation(name, a_spec(queue_shard=1, max_batch_rows=rows), strategy)
+        assert (await world.finish(world.creation.create(creation, NO_REQUEST))).failure is None
+    ready = {name: one for name, one in world.book.deployments.items() if one.state is State.READY}
+    assert set(ready) == {ONE, "deployments/three"}
+    assert record_message(ready["deployments/three"], "host:1").queue_shard == 1
 
 
 @pytest.mark.parametrize("strategy", Strategy)

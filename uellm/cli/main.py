@@ -202,6 +202,7 @@ def explain(
 def replay_decisions(
     policy: Annotated[str, typer.Option("--policy", help="Ask this one instead of those that decided.")] = "",
     model: Model = "",
+    shard: Annotated[int, typer.Option(min=0, help="Of the model's queue, if it has several.")] = 0,
     state: State = default_folder(),
     as_json: Json = False,
 ) -> None:
@@ -212,8 +213,8 @@ def replay_decisions(
         from uellm.cli import replay as command
 
     if policy:
-        raise typer.Exit(command.compare(state, model, policy, as_json=as_json))
-    raise typer.Exit(command.verify(state, model, as_json=as_json))
+        raise typer.Exit(command.compare(state, model, shard, policy, as_json=as_json))
+    raise typer.Exit(command.verify(state, model, shard, as_json=as_json))
 
 
 @app.command("demo")

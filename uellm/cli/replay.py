@@ -27,12 +27,12 @@ SHOWN = 20
 """Queries that are listed; JSON has all."""
 
 
-def verify(state: Path, model: str, *, as_json: bool) -> int:
+def verify(state: Path, model: str, shard: int, *, as_json: bool) -> int:
     """Ask each recorded policy again; returns the exit status: 1 if a decision differs."""
     endpoints, running = find(state)
     decisions, asked, first = 0, 0, {"decision_id": "", "difference": ""}
     with Client(endpoints, model=model or running) as client, stderr.status("replaying"):
-        for one in replay(client.decisions(), POLICIES):
+        for one in replay(client.decisions(shard=shard), POLICIES):
             decisions += 1
             if one.again is None:
                 continue
@@ -51,12 +51,12 @@ def verify(state: Path, model: str, *, as_json: bool) -> int:
     return 0 if alike else 1
 
 
-def compare(state: Path, model: str, policy: str, *, as_json: bool) -> int:
+def compare(state: Path, model: str, shard: int, policy: str, *, as_json: bool) -> int:
     """Ask another policy about what the recorded ones saw; returns the exit status."""
     other = _policy(policy)
     endpoints, running = find(state)
     with Client(endpoints, model=model or running) as client, stderr.status("replaying"):
-        comparison = Comparison.of(replay(client.decisions(), POLICIES, other))
+        comparison = Comparison.of(replay(client.decisions(shard=shard), POLICIES, other))
         missed, unknown = _missed(client, comparison.sooner)
     if as_json:
         _print_json(_report(policy, comparison, missed, unknown))

@@ -81,7 +81,7 @@ def _queue_line(queue: GetQueueResponse) -> str:
     oldest = f" (the oldest for {show_seconds(seconds_of(queue.oldest_wait))})" if queue.queued else ""
     batches = ", ".join(f"{len(batch.names)} of {batch.rows} rows left" for batch in queue.batches)
     running = f"{queue.running} running{f' ({batches})' if batches else ''}"
-    owner = queue.owner or "[red]nobody[/]"
+    owner = " and ".join(shard.owner or "[red]nobody[/]" for shard in queue.shards)
     return f"{queue.queued} waiting{oldest}, {running}, policy {queue.policy or '-'}, owned by {owner}"
 
 

@@ -309,12 +309,14 @@ class AsyncClient:
         response: ExplainQueryResponse = await self._call(self._scheduler.ExplainQuery, request)
         return response
 
-    async def decisions(self, model: str = "", *, after: str = "") -> AsyncIterator[tuple[str, DecisionRecord]]:
-        """What policies saw and decided for a model, default: the client's: (id, entry), oldest first.
+    async def decisions(
+        self, model: str = "", *, after: str = "", shard: int = 0
+    ) -> AsyncIterator[tuple[str, DecisionRecord]]:
+        """What policies saw and decided for a shard of a model's queue: (id, entry), oldest first.
 
         With `after` only what comes after that id. Raises InvalidArgumentError, NotFoundError, UnavailableError.
         """
-        request = ReadDecisionsRequest(model=model or self._defaults.model, after_decision_id=after)
+        request = ReadDecisionsRequest(model=model or self._defaults.model, after_decision_id=after, shard=shard)
         call = self._scheduler.ReadDecisions(request)
         try:
             async for response in call:

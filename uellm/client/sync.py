@@ -295,12 +295,12 @@ class Client:
         response: ExplainQueryResponse = self._call(self._scheduler.ExplainQuery, request)
         return response
 
-    def decisions(self, model: str = "", *, after: str = "") -> Iterator[tuple[str, DecisionRecord]]:
-        """What policies saw and decided for a model, default: the client's: (id, entry), oldest first.
+    def decisions(self, model: str = "", *, after: str = "", shard: int = 0) -> Iterator[tuple[str, DecisionRecord]]:
+        """What policies saw and decided for a shard of a model's queue: (id, entry), oldest first.
 
         With `after` only what comes after that id. Raises InvalidArgumentError, NotFoundError, UnavailableError.
         """
-        request = ReadDecisionsRequest(model=model or self._defaults.model, after_decision_id=after)
+        request = ReadDecisionsRequest(model=model or self._defaults.model, after_decision_id=after, shard=shard)
         call = self._scheduler.ReadDecisions(request)
         try:
             for response in call:

@@ -35,13 +35,13 @@ class CostStore:
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.redis)
 
-    async def publish(self, model: str, epoch: int, states: Sequence[CostModelState]) -> None:
+    async def publish(self, queue: str, epoch: int, states: Sequence[CostModelState]) -> None:
         """Write the states of some deployments.
 
         Raises:
             FencedError: another replica owns the queue.
         """
-        keys = ModelKeys(model)
+        keys = ModelKeys.of(queue)
         arguments: list[str | bytes | int] = [epoch, KEPT_MS, MOST_DEPLOYMENTS]
         for state in states:
             arguments += [state.deployment, state.SerializeToString()]

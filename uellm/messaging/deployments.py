@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -11,7 +12,7 @@ from google.protobuf.message import DecodeError
 from uellm.messaging.clock import Clock, timestamp
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.following import refreshing
-from uellm.messaging.keys import DEPLOYMENTS, MODELS, ModelKeys
+from uellm.messaging.keys import DEPLOYMENTS, MODELS, QUEUES, ModelKeys, is_queue_name, queue_name
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, DeploymentRecord
 
 STALE_AFTER_MS = 30_000
@@ -35,6 +36,7 @@ class DeploymentPublisher:
         fresh.publish_time.CopyFrom(timestamp(self._clock.now_ms()))
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.sadd(MODELS, record.model)
+            pipeline.sadd(QUEUES, queue_of(record))
             pipeline.hset(DEPLOYMENTS, record.name, fresh.SerializeToString())
             await pipeline.execute()
 
@@ -42,12 +44,12 @@ class DeploymentPublisher:
         """Remove the record of `deployments/{deployment}`."""
         await self._redis.hdel(DEPLOYMENTS, name)
 
-    async def drained(self, model: str, name: str) -> bool:
-        """Whether nothing runs on `deployments/{deployment}`, and the queue's owner knows that nothing may any more.
+    async def drained(self, queue: str, name: str) -> bool:
+        """Whether nothing runs on `deployments/{deployment}`, and its queue's owner knows that nothing may any more.
 
         True, too, where the queue has no owner: nobody dispatches.
         """
-        keys = ModelKeys(model)
+        keys = ModelKeys.of(queue)
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.get(keys.owner)
             pipeline.hget(keys.running, name)
@@ -107,9 +109,44 @@ class DeploymentDirectory:
         """All deployments of a model, by name."""
         return sorted((r for r in self._records.values() if r.model == model), key=lambda record: record.name)
 
+    def of_queue(self, queue: str) -> list[DeploymentRecord]:
+        """The deployments that serve a queue, by name."""
+        return [record for record in self.of_model(ModelKeys.of(queue).model) if queue_of(record) == queue]
+
     def ready(self, model: str) -> list[DeploymentRecord]:
         """The deployments of a model that take queries, by name."""
         return [record for record in self.of_model(model) if record.state == DEPLOYMENT_STATE_READY]
+
+
+def queue_of(record: DeploymentRecord) -> str:
+    """The name of the queue that a deployment serves."""
+    return queue_name(record.model, record.queue_shard)
+
+
+async def queues_of(redis: RedisClient, model: str) -> list[str]:
+    """Names of the queues that a model has or had, at least one, in order of their shards."""
+    names = [name.decode(errors="replace") for name in await redis.smembers(QUEUES)]
+    mine = [name for name in names if name.partition("/")[0] == model and is_queue_name(name)]
+    return sorted(mine, key=lambda name: ModelKeys.of(name).shard) or [model]
+
+
+def queue_for(name: str, ready: Sequence[DeploymentRecord]) -> str:
+    """The queue of a query that comes now: drawn from those served by its name, in proportion to their traffic shares.
+
+    Raises ValueError if nothing is ready.
+    """
+    shares: dict[str, float] = {}
+    for record in sorted(ready, key=lambda record: record.name):
+        shares[queue_of(record)] = shares.get(queue_of(record), 0.0) + record.traffic_share
+    if not shares:
+        raise ValueError("no deployment is ready")
+    total = sum(shares.values())
+    draw = zlib.crc32(name.encode()) / 2**32
+    for queue, share in shares.items():
+        draw -= share / total if total > 0 else 1 / len(shares)
+        if draw < 0:
+            return queue
+    return queue
 
 
 def _contents(records: Mapping[str, DeploymentRecord]) -> dict[str, bytes]:

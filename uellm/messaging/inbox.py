@@ -23,11 +23,11 @@ class Entry:
 
 
 class Inbox:
-    """Reads one model's queue in the name of one replica."""
+    """Reads a queue in the name of one replica."""
 
-    def __init__(self, redis: RedisClient, model: str, replica: str) -> None:
+    def __init__(self, redis: RedisClient, queue: str, replica: str) -> None:
         self._redis = redis
-        self._queue = ModelKeys(model).queue
+        self._queue = ModelKeys.of(queue).queue
         self._replica = replica
         self._heard = "0-0"
         """Entries up to this one were returned."""

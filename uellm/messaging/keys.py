@@ -1,18 +1,29 @@
 """Every Redis key, in one place.
 
 The braces are Redis Cluster hash tags: all keys of a model live in one slot, so that one script may touch them.
-Tenant, model and query ids contain no colon (`uellm.rpc.validation`), so keys cannot collide.
+Tenant, model and query ids contain neither colon nor slash (`uellm.rpc.validation`), so keys cannot collide.
+
+A model's queue may be divided into shards, each with an owner of its own. A queue is named as its model, shards after
+the first one `{model}/{shard}`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uellm.rpc.violations import Violations
+
 DEPLOYMENTS = "uellm:deployments"
 """Hash: resource name of a deployment -> `DeploymentRecord`."""
 
 MODELS = "uellm:models"
-"""Set: models that have, or had, a deployment, and whose queue somebody must own."""
+"""Set: models that have, or had, a deployment."""
+
+QUEUES = "uellm:queues"
+"""Set: names of their queues, each of which somebody must own."""
+
+SCHEDULERS = "uellm:schedulers"
+"""Sorted set: replica ids of schedulers by when each was last heard of, in ms."""
 
 PREDICTOR = "uellm:predictor"
 """`PredictorInstallation`: which predictor all replicas of the profiler use."""
@@ -26,42 +37,52 @@ class QueryKeys:
     """Keys of one query."""
 
     record: str
-    """Hash: body_hash, entry_id, state, attempts, profile, payload (`QueryRecord`; until the outcome), cancel,
-    outcome (its profile is `profile`)."""
+    """Hash: body_hash, queue (its name), entry_id, state, attempts, profile, payload (`QueryRecord`, till the outcome),
+    cancel, outcome (its profile is `profile`)."""
     events: str
     """Stream of `QueryEvent`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelKeys:
-    """Keys of one model's queue."""
+    """Keys of one model, and of a shard of its queue: `queue` to `decisions`."""
 
     model: str
+    shard: int = 0
+
+    @classmethod
+    def of(cls, queue: str) -> ModelKeys:
+        """Those of a queue, by its name."""
+        model, _, shard = queue.partition("/")
+        return cls(model, int(shard or 0))
+
+    def _of_shard(self, key: str) -> str:
+        return f"uellm:{{{self.model}}}:{key}" + (f":{self.shard}" if self.shard else "")
 
     @property
     def queue(self) -> str:
         """Stream: field `q` holds a `ProfiledQuery`, field `c` a `ControlMessage`."""
-        return f"uellm:{{{self.model}}}:queue"
+        return self._of_shard("queue")
 
     @property
     def depth(self) -> str:
         """Counter of the queries waiting or running; kept by the submit and finish scripts."""
-        return f"uellm:{{{self.model}}}:depth"
+        return self._of_shard("depth")
 
     @property
     def owner(self) -> str:
         """Id of the replica that owns the queue; expires with its lease."""
-        return f"uellm:{{{self.model}}}:owner"
+        return self._of_shard("owner")
 
     @property
     def owner_epoch(self) -> str:
         """Epoch of the newest lease; every write of an owner is fenced by it."""
-        return f"uellm:{{{self.model}}}:owner-epoch"
+        return self._of_shard("owner-epoch")
 
     @property
     def backlog(self) -> str:
         """`Backlog` as the owner last published it."""
-        return f"uellm:{{{self.model}}}:backlog"
+        return self._of_shard("backlog")
 
     @property
     def policy(self) -> str:
@@ -71,7 +92,7 @@ class ModelKeys:
     @property
     def running(self) -> str:
         """Hash: resource name of a deployment -> `{DeploymentState that the owner acts on}:{queries in flight}`."""
-        return f"uellm:{{{self.model}}}:running"
+        return self._of_shard("running")
 
     @property
     def cost(self) -> str:
@@ -101,7 +122,7 @@ class ModelKeys:
     @property
     def decisions(self) -> str:
         """Stream of `DecisionRecord`, bounded: the flight recorder."""
-        return f"uellm:{{{self.model}}}:decisions"
+        return self._of_shard("decisions")
 
     @property
     def dead_letters(self) -> str:
@@ -120,6 +141,19 @@ class ModelKeys:
         """Keys of one query of this model."""
         record = f"uellm:{{{self.model}}}:q:{tenant}:{query}"
         return QueryKeys(record=record, events=f"{record}:events")
+
+
+def queue_name(model: str, shard: int) -> str:
+    """The name of a shard of a model's queue."""
+    return f"{model}/{shard}" if shard else model
+
+
+def is_queue_name(name: str) -> bool:
+    """Whether a shard of some model's queue may be named so."""
+    model, slash, shard = name.partition("/")
+    violations = Violations()
+    violations.model_identifier("model", model)
+    return not violations and (not slash or (shard.isdecimal() and shard == str(int(shard)) and shard != "0"))
 
 
 def query_keys(name: str) -> QueryKeys:

@@ -1,7 +1,7 @@
-"""One owner per model, of its queue or of its calibration: a Redis lease with a growing epoch.
+"""One owner per queue, and one of each model's calibration: a Redis lease with a growing epoch.
 
 Writes of an owner carry the epoch, and the scripts refuse all but the newest, so that an owner that was paused past its
-lease and revived can do no harm. One lease per model stands for all entries that its owner holds: they need no renewal
+lease and revived can do no harm. One lease stands for all entries that its owner holds: they need no renewal
 of their own.
 """
 
@@ -19,12 +19,13 @@ from uellm.messaging.scripts import Scripts
 class Lease:
     """A lease that was taken."""
 
-    model: str
+    queue: str
+    """Name of the queue; of a calibration, its model."""
     epoch: int
 
 
 def queue_lease(keys: ModelKeys) -> tuple[str, str]:
-    """Keys of the lease on a model's queue: holder and epoch."""
+    """Keys of the lease on a queue: holder and epoch."""
     return keys.owner, keys.owner_epoch
 
 
@@ -49,27 +50,27 @@ class LeaseKeeper:
         self.replica = replica
         self.time_to_live_ms = time_to_live_ms
 
-    async def acquire(self, model: str) -> Lease | None:
+    async def acquire(self, queue: str) -> Lease | None:
         """Take the lease; None if somebody holds it."""
-        taken, value = await self._scripts.acquire(keys=self._keys(model), args=[self.replica, self.time_to_live_ms])
-        return Lease(model, int(value)) if taken else None
+        taken, value = await self._scripts.acquire(keys=self._keys(queue), args=[self.replica, self.time_to_live_ms])
+        return Lease(queue, int(value)) if taken else None
 
     async def renew(self, lease: Lease) -> bool:
         """Prolong the lease; False if it is lost for good."""
         return bool(
             await self._scripts.renew(
-                keys=self._keys(lease.model), args=[self.replica, lease.epoch, self.time_to_live_ms]
+                keys=self._keys(lease.queue), args=[self.replica, lease.epoch, self.time_to_live_ms]
             )
         )
 
     async def release(self, lease: Lease) -> None:
         """Give the lease up, so that another replica need not wait for its end."""
-        await self._scripts.renew(keys=self._keys(lease.model), args=[self.replica, lease.epoch, 0])
+        await self._scripts.renew(keys=self._keys(lease.queue), args=[self.replica, lease.epoch, 0])
 
-    async def holder(self, model: str) -> tuple[str, int]:
+    async def holder(self, queue: str) -> tuple[str, int]:
         """Who holds the lease ("" for nobody), and its newest epoch."""
-        owner, epoch = await self._redis.mget(self._keys(model))
+        owner, epoch = await self._redis.mget(self._keys(queue))
         return (owner or b"").decode(), int(epoch or 0)
 
-    def _keys(self, model: str) -> list[str]:
-        return list(self._lease_keys(ModelKeys(model)))
+    def _keys(self, queue: str) -> list[str]:
+        return list(self._lease_keys(ModelKeys.of(queue)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.gathering import Gathered
-from uellm.messaging.keys import GROUP, ModelKeys, QueryKeys, model_of, query_keys, tenant_of
+from uellm.messaging.keys import GROUP, ModelKeys, model_of, query_keys, tenant_of
 from uellm.messaging.scripts import Scripts
 from uellm.v1.query_pb2 import QUERY_STATE_QUEUED, QUERY_STATE_RUNNING, Outcome, QueryState, ResourceProfile
 from uellm.v1.stream_pb2 import (
@@ -42,6 +42,8 @@ class Submission:
     body_hash: str
     record: QueryRecord
     entry: ProfiledQuery
+    queue: str = ""
+    """Which of its model's; empty: the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class StoredQuery:
     outcome: Outcome | None
     cancel_requested: bool
     body_hash: str
+    queue: str = ""
+    """Name of the queue that it was put on."""
 
 
 @dataclass(slots=True)
@@ -144,12 +148,14 @@ class QueryStore:
 
     async def submit(self, submission: Submission, depth_limit: int) -> Accepted | Conflict | Full:
         """Write record and queue entry together, or find the query that is there already."""
-        keys, model, tenant = _keys_of(submission.name)
+        keys, tenant = query_keys(submission.name), tenant_of(submission.name)
+        queue = submission.queue or model_of(submission.name)
+        owned = ModelKeys.of(queue)
         profile = submission.entry.profile
         admitted = QueryEvent(schema_version=SCHEMA_VERSION, admitted=Admitted(profile=profile))
         answer = await self.gathered.script(
             self.scripts.submit,
-            [keys.record, model.queue, model.depth, keys.events, model.queries(tenant), model.outcomes(tenant)],
+            [keys.record, owned.queue, owned.depth, keys.events, owned.queries(tenant), owned.outcomes(tenant)],
             [
                 submission.body_hash,
                 submission.record.SerializeToString(),
@@ -160,6 +166,7 @@ class QueryStore:
                 QUERY_STATE_QUEUED,
                 submission.name.rpartition("/")[2],
                 self.outcomes_kept,
+                queue,
             ],
         )
         match answer[0]:
@@ -172,7 +179,7 @@ class QueryStore:
             case _:
                 return Conflict()
 
-    async def dispatch(self, model: str, epoch: int, rows: Sequence[DispatchRow]) -> list[DispatchAnswer]:
+    async def dispatch(self, queue: str, epoch: int, rows: Sequence[DispatchRow]) -> list[DispatchAnswer]:
         """Begin an attempt for each row.
 
         Raises:
@@ -181,10 +188,10 @@ class QueryStore:
         arguments: list[Any] = [epoch, QUERY_STATE_RUNNING]
         for row in rows:
             arguments += [row.attempts, row.event.SerializeToString()]
-        answers = await self.scripts.dispatch(keys=self._keys(model, [row.name for row in rows]), args=arguments)
+        answers = await self.scripts.dispatch(keys=self._keys(queue, [row.name for row in rows]), args=arguments)
         return [_dispatch_answer(answer) for answer in _unfenced(answers)]
 
-    async def append(self, model: str, epoch: int, rows: Sequence[EventRow]) -> list[str]:
+    async def append(self, queue: str, epoch: int, rows: Sequence[EventRow]) -> list[str]:
         """Append one event to each query; returns each event's id, or "" where the attempt is over.
 
         Raises:
@@ -193,7 +200,7 @@ class QueryStore:
         arguments: list[Any] = [epoch]
         for row in rows:
             arguments += [row.attempt, row.event.SerializeToString()]
-        ids = await self.scripts.append(keys=self._keys(model, [row.name for row in rows]), args=arguments)
+        ids = await self.scripts.append(keys=self._keys(queue, [row.name for row in rows]), args=arguments)
         return [event_id.decode() for event_id in _unfenced(ids)]
 
     async def is_last_event(self, row: EventRow) -> bool:
@@ -201,18 +208,18 @@ class QueryStore:
         last = await self.redis.xrevrange(query_keys(row.name).events, count=1)
         return bool(last) and last[0][1].get(b"e") == row.event.SerializeToString()
 
-    async def finish(self, model: str, epoch: int, rows: Sequence[FinishRow]) -> list[str]:
+    async def finish(self, queue: str, epoch: int, rows: Sequence[FinishRow]) -> list[str]:
         """Write each query's one outcome; answers per row `ok`, `finished`, `stale` or `gone`.
 
         Raises:
             FencedError: another replica owns the queue.
         """
-        keys = ModelKeys(model)
+        keys = ModelKeys.of(queue)
         key_list = [keys.owner_epoch, keys.queue, keys.depth, keys.observations, keys.dead_letters]
         arguments: list[Any] = [epoch, GROUP, self.retention_ms, OBSERVATIONS_KEPT]
         arguments += [DEAD_LETTERS_KEPT, DEAD_LETTERS_MS, self.outcomes_kept]
         for row in rows:
-            query, _, tenant = _keys_of(row.name)
+            query, tenant = query_keys(row.name), tenant_of(row.name)
             key_list += [query.record, query.events, keys.queries(tenant), keys.outcomes(tenant)]
             arguments += [
                 row.name.rpartition("/")[2],
@@ -230,8 +237,12 @@ class QueryStore:
     async def cancel(self, name: str) -> int | None:
         """Note that a query is to end; returns its state (`QueryState`), None if there is no such query."""
         message = ControlMessage(schema_version=SCHEMA_VERSION, cancel_query=name)
+        # What a record was written with stays.
+        queue = await self.redis.hget(query_keys(name).record, "queue")
+        if queue is None:
+            return None
         state = await self.scripts.cancel(
-            keys=[query_keys(name).record, ModelKeys(model_of(name)).queue],
+            keys=[query_keys(name).record, ModelKeys.of(queue.decode()).queue],
             args=[message.SerializeToString()],
         )
         return None if state is None else int(state)
@@ -242,7 +253,7 @@ class QueryStore:
 
     async def read_many(self, names: Sequence[str]) -> list[StoredQuery | None]:
         """Read the records of several queries in one round trip."""
-        fields = ["entry_id", "state", "attempts", "profile", "outcome", "cancel", "body_hash"]
+        fields = ["entry_id", "state", "attempts", "profile", "outcome", "cancel", "body_hash", "queue"]
         async with self.redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hmget(query_keys(name).record, fields)
@@ -255,16 +266,12 @@ class QueryStore:
         return None if stored is None else QueryRecord.FromString(stored)
 
     @staticmethod
-    def _keys(model: str, names: Sequence[str]) -> list[str]:
-        keys = [ModelKeys(model).owner_epoch]
+    def _keys(queue: str, names: Sequence[str]) -> list[str]:
+        keys = [ModelKeys.of(queue).owner_epoch]
         for name in names:
             query = query_keys(name)
             keys += [query.record, query.events]
         return keys
-
-
-def _keys_of(name: str) -> tuple[QueryKeys, ModelKeys, str]:
-    return query_keys(name), ModelKeys(model_of(name)), tenant_of(name)
 
 
 def stored_outcome(outcome: bytes, profile: bytes | None) -> Outcome:
@@ -297,7 +304,7 @@ def _dispatch_answer(answer: list[bytes]) -> DispatchAnswer:
 
 
 def _stored(name: str, values: list[bytes | None]) -> StoredQuery | None:
-    entry_id, state, attempts, profile, outcome, cancel, body_hash = values
+    entry_id, state, attempts, profile, outcome, cancel, body_hash, queue = values
     if entry_id is None or state is None:
         return None
     return StoredQuery(
@@ -309,4 +316,5 @@ def _stored(name: str, values: list[bytes | None]) -> StoredQuery | None:
         outcome=None if outcome is None else stored_outcome(outcome, profile),
         cancel_requested=cancel is not None,
         body_hash=(body_hash or b"").decode(),
+        queue=(queue or b"").decode() or model_of(name),
     )

@@ -118,7 +118,7 @@ class GetTopologyResponse(_message.Message):
     def __init__(self, topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class DeploymentSpec(_message.Message):
-    __slots__ = ("model", "weights_path", "backend", "objective", "max_batch_rows", "context_tokens", "max_output_tokens", "default_generation", "dtype", "device_ids", "first_token_slo", "output_token_slo")
+    __slots__ = ("model", "weights_path", "backend", "objective", "max_batch_rows", "context_tokens", "max_output_tokens", "default_generation", "dtype", "device_ids", "first_token_slo", "output_token_slo", "queue_shard")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_PATH_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,7 @@ class DeploymentSpec(_message.Message):
     DEVICE_IDS_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_SLO_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_SLO_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SHARD_FIELD_NUMBER: _ClassVar[int]
     model: str
     weights_path: str
     backend: str
@@ -143,7 +144,8 @@ class DeploymentSpec(_message.Message):
     device_ids: _containers.RepeatedScalarFieldContainer[str]
     first_token_slo: _duration_pb2.Duration
     output_token_slo: _duration_pb2.Duration
-    def __init__(self, model: _Optional[str] = ..., weights_path: _Optional[str] = ..., backend: _Optional[str] = ..., objective: _Optional[_Union[PlacementObjective, str]] = ..., max_batch_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., dtype: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., first_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    queue_shard: int
+    def __init__(self, model: _Optional[str] = ..., weights_path: _Optional[str] = ..., backend: _Optional[str] = ..., objective: _Optional[_Union[PlacementObjective, str]] = ..., max_batch_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., dtype: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., first_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_shard: _Optional[int] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("device_ids", "first_layer", "layer_count", "embedding", "head", "weight_bytes", "kv_bytes", "reserve_bytes")

@@ -28,7 +28,7 @@ from uellm.v1 import query_pb2 as uellm_dot_v1_dot_query__pb2
 from uellm.v1 import stream_pb2 as uellm_dot_v1_dot_stream__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18uellm/v1/scheduler.proto\x12\x08uellm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\x1a\x15uellm/v1/stream.proto\"V\n\x0cWatchRequest\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.uellm.v1.WatchTarget\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"+\n\x0bWatchTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"R\n\rWatchResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12#\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x14.uellm.v1.QueryEvent\"\x1f\n\x0fGetQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetQueryResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.uellm.v1.QueryStatus\"\xad\x01\n\x0bQueryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.uellm.v1.QueryState\x12\x16\n\x0e\x64ispatch_count\x18\x03 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x07outcome\x18\x05 \x01(\x0b\x32\x11.uellm.v1.Outcome\"K\n\x12ListQueriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListQueriesResponse\x12&\n\x07queries\x18\x01 \x03(\x0b\x32\x15.uellm.v1.QueryStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x43\x61ncelQueryResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.uellm.v1.QueryState\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xf0\x01\n\x10GetQueueResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12.\n\x0boldest_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x13\n\x0bowner_epoch\x18\x06 \x01(\x03\x12\'\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x16.uellm.v1.RunningBatch\x12.\n\x0b\x63ost_models\x18\x08 \x03(\x0b\x32\x19.uellm.v1.CostModelStatus\"\xaa\x02\n\x0f\x43ostModelStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cobservations\x18\x03 \x01(\x04\x12*\n\tstep_time\x18\x04 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x33\n\x12standard_deviation\x18\x05 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x1b\n\x0erelative_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11interval_coverage\x18\x07 \x01(\x01\x12\x16\n\x0einterval_ratio\x18\x08 \x01(\x01\x12\x18\n\x10\x63ondition_number\x18\t \x01(\x01\x42\x11\n\x0f_relative_error\"\x84\x01\n\x0cRunningBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x31\n\rdispatch_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x13\x45xplainQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x14\x45xplainQueryResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.uellm.v1.DecisionRecord\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"@\n\x14ReadDecisionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x61\x66ter_decision_id\x18\x02 \x01(\t\"X\n\x15ReadDecisionsResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12*\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x18.uellm.v1.DecisionRecord\"N\n\x16ListDeadLettersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x17ListDeadLettersResponse\x12*\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x14.uellm.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17ReplayDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ReplayDeadLetterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13ListPoliciesRequest\"E\n\x14ListPoliciesResponse\x12-\n\x08policies\x18\x01 \x03(\x0b\x32\x1b.uellm.v1.PolicyDescription\"6\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"1\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\",\n\x11SetPolicyResponse\x12\x17\n\x0fprevious_policy\x18\x01 \x01(\t2\xd7\x06\n\x10SchedulerService\x12:\n\x05Watch\x12\x16.uellm.v1.WatchRequest\x1a\x17.uellm.v1.WatchResponse0\x01\x12\x41\n\x08GetQuery\x12\x19.uellm.v1.GetQueryRequest\x1a\x1a.uellm.v1.GetQueryResponse\x12J\n\x0bListQueries\x12\x1c.uellm.v1.ListQueriesRequest\x1a\x1d.uellm.v1.ListQueriesResponse\x12J\n\x0b\x43\x61ncelQuery\x12\x1c.uellm.v1.CancelQueryRequest\x1a\x1d.uellm.v1.CancelQueryResponse\x12\x41\n\x08GetQueue\x12\x19.uellm.v1.GetQueueRequest\x1a\x1a.uellm.v1.GetQueueResponse\x12M\n\x0c\x45xplainQuery\x12\x1d.uellm.v1.ExplainQueryRequest\x1a\x1e.uellm.v1.ExplainQueryResponse\x12R\n\rReadDecisions\x12\x1e.uellm.v1.ReadDecisionsRequest\x1a\x1f.uellm.v1.ReadDecisionsResponse0\x01\x12V\n\x0fListDeadLetters\x12 .uellm.v1.ListDeadLettersRequest\x1a!.uellm.v1.ListDeadLettersResponse\x12Y\n\x10ReplayDeadLetter\x12!.uellm.v1.ReplayDeadLetterRequest\x1a\".uellm.v1.ReplayDeadLetterResponse\x12M\n\x0cListPolicies\x12\x1d.uellm.v1.ListPoliciesRequest\x1a\x1e.uellm.v1.ListPoliciesResponse\x12\x44\n\tSetPolicy\x12\x1a.uellm.v1.SetPolicyRequest\x1a\x1b.uellm.v1.SetPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18uellm/v1/scheduler.proto\x12\x08uellm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14uellm/v1/query.proto\x1a\x15uellm/v1/stream.proto\"V\n\x0cWatchRequest\x12&\n\x07targets\x18\x01 \x03(\x0b\x32\x15.uellm.v1.WatchTarget\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"+\n\x0bWatchTarget\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"R\n\rWatchResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\x12#\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x14.uellm.v1.QueryEvent\"\x1f\n\x0fGetQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10GetQueryResponse\x12%\n\x06status\x18\x01 \x01(\x0b\x32\x15.uellm.v1.QueryStatus\"\xad\x01\n\x0bQueryStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.uellm.v1.QueryState\x12\x16\n\x0e\x64ispatch_count\x18\x03 \x01(\r\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x07outcome\x18\x05 \x01(\x0b\x32\x11.uellm.v1.Outcome\"K\n\x12ListQueriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x13ListQueriesResponse\x12&\n\x07queries\x18\x01 \x03(\x0b\x32\x15.uellm.v1.QueryStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x43\x61ncelQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13\x43\x61ncelQueryResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.uellm.v1.QueryState\" \n\x0fGetQueueRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x96\x02\n\x10GetQueueResponse\x12\x0e\n\x06queued\x18\x01 \x01(\x03\x12\x0f\n\x07running\x18\x02 \x01(\x03\x12.\n\x0boldest_wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x13\n\x0bowner_epoch\x18\x06 \x01(\x03\x12\'\n\x07\x62\x61tches\x18\x07 \x03(\x0b\x32\x16.uellm.v1.RunningBatch\x12.\n\x0b\x63ost_models\x18\x08 \x03(\x0b\x32\x19.uellm.v1.CostModelStatus\x12$\n\x06shards\x18\t \x03(\x0b\x32\x14.uellm.v1.QueueShard\"`\n\nQueueShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06queued\x18\x02 \x01(\x03\x12\x0f\n\x07running\x18\x03 \x01(\x03\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x13\n\x0bowner_epoch\x18\x05 \x01(\x03\"\xaa\x02\n\x0f\x43ostModelStatus\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cobservations\x18\x03 \x01(\x04\x12*\n\tstep_time\x18\x04 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x33\n\x12standard_deviation\x18\x05 \x01(\x0b\x32\x17.uellm.v1.StepTimePrior\x12\x1b\n\x0erelative_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x11interval_coverage\x18\x07 \x01(\x01\x12\x16\n\x0einterval_ratio\x18\x08 \x01(\x01\x12\x18\n\x10\x63ondition_number\x18\t \x01(\x01\x42\x11\n\x0f_relative_error\"\x84\x01\n\x0cRunningBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\r\n\x05names\x18\x03 \x03(\t\x12\x0c\n\x04rows\x18\x04 \x01(\r\x12\x31\n\rdispatch_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"#\n\x13\x45xplainQueryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x14\x45xplainQueryResponse\x12+\n\tdecisions\x18\x01 \x03(\x0b\x32\x18.uellm.v1.DecisionRecord\x12\x13\n\x0b\x65xplanation\x18\x02 \x01(\t\"O\n\x14ReadDecisionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x61\x66ter_decision_id\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\r\"X\n\x15ReadDecisionsResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\t\x12*\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x18.uellm.v1.DecisionRecord\"N\n\x16ListDeadLettersRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"^\n\x17ListDeadLettersResponse\x12*\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\x14.uellm.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x17ReplayDeadLetterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x18ReplayDeadLetterResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13ListPoliciesRequest\"E\n\x14ListPoliciesResponse\x12-\n\x08policies\x18\x01 \x03(\x0b\x32\x1b.uellm.v1.PolicyDescription\"6\n\x11PolicyDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"1\n\x10SetPolicyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\",\n\x11SetPolicyResponse\x12\x17\n\x0fprevious_policy\x18\x01 \x01(\t2\xd7\x06\n\x10SchedulerService\x12:\n\x05Watch\x12\x16.uellm.v1.WatchRequest\x1a\x17.uellm.v1.WatchResponse0\x01\x12\x41\n\x08GetQuery\x12\x19.uellm.v1.GetQueryRequest\x1a\x1a.uellm.v1.GetQueryResponse\x12J\n\x0bListQueries\x12\x1c.uellm.v1.ListQueriesRequest\x1a\x1d.uellm.v1.ListQueriesResponse\x12J\n\x0b\x43\x61ncelQuery\x12\x1c.uellm.v1.CancelQueryRequest\x1a\x1d.uellm.v1.CancelQueryResponse\x12\x41\n\x08GetQueue\x12\x19.uellm.v1.GetQueueRequest\x1a\x1a.uellm.v1.GetQueueResponse\x12M\n\x0c\x45xplainQuery\x12\x1d.uellm.v1.ExplainQueryRequest\x1a\x1e.uellm.v1.ExplainQueryResponse\x12R\n\rReadDecisions\x12\x1e.uellm.v1.ReadDecisionsRequest\x1a\x1f.uellm.v1.ReadDecisionsResponse0\x01\x12V\n\x0fListDeadLetters\x12 .uellm.v1.ListDeadLettersRequest\x1a!.uellm.v1.ListDeadLettersResponse\x12Y\n\x10ReplayDeadLetter\x12!.uellm.v1.ReplayDeadLetterRequest\x1a\".uellm.v1.ReplayDeadLetterResponse\x12M\n\x0cListPolicies\x12\x1d.uellm.v1.ListPoliciesRequest\x1a\x1e.uellm.v1.ListPoliciesResponse\x12\x44\n\tSetPolicy\x12\x1a.uellm.v1.SetPolicyRequest\x1a\x1b.uellm.v1.SetPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,37 +58,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETQUEUEREQUEST']._serialized_start=894
   _globals['_GETQUEUEREQUEST']._serialized_end=926
   _globals['_GETQUEUERESPONSE']._serialized_start=929
-  _globals['_GETQUEUERESPONSE']._serialized_end=1169
-  _globals['_COSTMODELSTATUS']._serialized_start=1172
-  _globals['_COSTMODELSTATUS']._serialized_end=1470
-  _globals['_RUNNINGBATCH']._serialized_start=1473
-  _globals['_RUNNINGBATCH']._serialized_end=1605
-  _globals['_EXPLAINQUERYREQUEST']._serialized_start=1607
-  _globals['_EXPLAINQUERYREQUEST']._serialized_end=1642
-  _globals['_EXPLAINQUERYRESPONSE']._serialized_start=1644
-  _globals['_EXPLAINQUERYRESPONSE']._serialized_end=1732
-  _globals['_READDECISIONSREQUEST']._serialized_start=1734
-  _globals['_READDECISIONSREQUEST']._serialized_end=1798
-  _globals['_READDECISIONSRESPONSE']._serialized_start=1800
-  _globals['_READDECISIONSRESPONSE']._serialized_end=1888
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1890
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1968
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1970
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2064
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=2066
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=2105
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=2107
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=2147
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=2149
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=2170
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2172
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2241
-  _globals['_POLICYDESCRIPTION']._serialized_start=2243
-  _globals['_POLICYDESCRIPTION']._serialized_end=2297
-  _globals['_SETPOLICYREQUEST']._serialized_start=2299
-  _globals['_SETPOLICYREQUEST']._serialized_end=2348
-  _globals['_SETPOLICYRESPONSE']._serialized_start=2350
-  _globals['_SETPOLICYRESPONSE']._serialized_end=2394
-  _globals['_SCHEDULERSERVICE']._serialized_start=2397
-  _globals['_SCHEDULERSERVICE']._serialized_end=3252
+  _globals['_GETQUEUERESPONSE']._serialized_end=1207
+  _globals['_QUEUESHARD']._serialized_start=1209
+  _globals['_QUEUESHARD']._serialized_end=1305
+  _globals['_COSTMODELSTATUS']._serialized_start=1308
+  _globals['_COSTMODELSTATUS']._serialized_end=1606
+  _globals['_RUNNINGBATCH']._serialized_start=1609
+  _globals['_RUNNINGBATCH']._serialized_end=1741
+  _globals['_EXPLAINQUERYREQUEST']._serialized_start=1743
+  _globals['_EXPLAINQUERYREQUEST']._serialized_end=1778
+  _globals['_EXPLAINQUERYRESPONSE']._serialized_start=1780
+  _globals['_EXPLAINQUERYRESPONSE']._serialized_end=1868
+  _globals['_READDECISIONSREQUEST']._serialized_start=1870
+  _globals['_READDECISIONSREQUEST']._serialized_end=1949
+  _globals['_READDECISIONSRESPONSE']._serialized_start=1951
+  _globals['_READDECISIONSRESPONSE']._serialized_end=2039
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=2041
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=2119
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=2121
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=2215
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=2217
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=2256
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=2258
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=2298
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=2300
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=2321
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2323
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2392
+  _globals['_POLICYDESCRIPTION']._serialized_start=2394
+  _globals['_POLICYDESCRIPTION']._serialized_end=2448
+  _globals['_SETPOLICYREQUEST']._serialized_start=2450
+  _globals['_SETPOLICYREQUEST']._serialized_end=2499
+  _globals['_SETPOLICYRESPONSE']._serialized_start=2501
+  _globals['_SETPOLICYRESPONSE']._serialized_end=2545
+  _globals['_SCHEDULERSERVICE']._serialized_start=2548
+  _globals['_SCHEDULERSERVICE']._serialized_end=3403
 # @@protoc_insertion_point(module_scope)

@@ -103,7 +103,7 @@ class GetQueueRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class GetQueueResponse(_message.Message):
-    __slots__ = ("queued", "running", "oldest_wait", "policy", "owner", "owner_epoch", "batches", "cost_models")
+    __slots__ = ("queued", "running", "oldest_wait", "policy", "owner", "owner_epoch", "batches", "cost_models", "shards")
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     OLDEST_WAIT_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class GetQueueResponse(_message.Message):
     OWNER_EPOCH_FIELD_NUMBER: _ClassVar[int]
     BATCHES_FIELD_NUMBER: _ClassVar[int]
     COST_MODELS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
     queued: int
     running: int
     oldest_wait: _duration_pb2.Duration
@@ -120,7 +121,22 @@ class GetQueueResponse(_message.Message):
     owner_epoch: int
     batches: _containers.RepeatedCompositeFieldContainer[RunningBatch]
     cost_models: _containers.RepeatedCompositeFieldContainer[CostModelStatus]
-    def __init__(self, queued: _Optional[int] = ..., running: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., policy: _Optional[str] = ..., owner: _Optional[str] = ..., owner_epoch: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[RunningBatch, _Mapping]]] = ..., cost_models: _Optional[_Iterable[_Union[CostModelStatus, _Mapping]]] = ...) -> None: ...
+    shards: _containers.RepeatedCompositeFieldContainer[QueueShard]
+    def __init__(self, queued: _Optional[int] = ..., running: _Optional[int] = ..., oldest_wait: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., policy: _Optional[str] = ..., owner: _Optional[str] = ..., owner_epoch: _Optional[int] = ..., batches: _Optional[_Iterable[_Union[RunningBatch, _Mapping]]] = ..., cost_models: _Optional[_Iterable[_Union[CostModelStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[QueueShard, _Mapping]]] = ...) -> None: ...
+
+class QueueShard(_message.Message):
+    __slots__ = ("shard", "queued", "running", "owner", "owner_epoch")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    queued: int
+    running: int
+    owner: str
+    owner_epoch: int
+    def __init__(self, shard: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., owner: _Optional[str] = ..., owner_epoch: _Optional[int] = ...) -> None: ...
 
 class CostModelStatus(_message.Message):
     __slots__ = ("deployment", "version", "observations", "step_time", "standard_deviation", "relative_error", "interval_coverage", "interval_ratio", "condition_number")
@@ -173,12 +189,14 @@ class ExplainQueryResponse(_message.Message):
     def __init__(self, decisions: _Optional[_Iterable[_Union[_stream_pb2.DecisionRecord, _Mapping]]] = ..., explanation: _Optional[str] = ...) -> None: ...
 
 class ReadDecisionsRequest(_message.Message):
-    __slots__ = ("model", "after_decision_id")
+    __slots__ = ("model", "after_decision_id", "shard")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     AFTER_DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
     model: str
     after_decision_id: str
-    def __init__(self, model: _Optional[str] = ..., after_decision_id: _Optional[str] = ...) -> None: ...
+    shard: int
+    def __init__(self, model: _Optional[str] = ..., after_decision_id: _Optional[str] = ..., shard: _Optional[int] = ...) -> None: ...
 
 class ReadDecisionsResponse(_message.Message):
     __slots__ = ("decision_id", "decision")

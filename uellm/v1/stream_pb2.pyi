@@ -245,7 +245,7 @@ class DecodeAggregate(_message.Message):
     def __init__(self, rows: _Optional[int] = ..., first_context: _Optional[int] = ..., steps: _Optional[int] = ..., context_tokens: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class DeploymentRecord(_message.Message):
-    __slots__ = ("schema_version", "name", "model", "triton_model", "triton_endpoint", "engine_kind", "state", "facts", "tokenizer_path", "limits", "step_time_prior", "traffic_share", "default_generation", "plan_hash", "publish_time")
+    __slots__ = ("schema_version", "name", "model", "triton_model", "triton_endpoint", "engine_kind", "state", "facts", "tokenizer_path", "limits", "step_time_prior", "traffic_share", "default_generation", "plan_hash", "publish_time", "queue_shard")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -261,6 +261,7 @@ class DeploymentRecord(_message.Message):
     DEFAULT_GENERATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_HASH_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_TIME_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SHARD_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     name: str
     model: str
@@ -276,7 +277,8 @@ class DeploymentRecord(_message.Message):
     default_generation: _query_pb2.GenerationParameters
     plan_hash: str
     publish_time: _timestamp_pb2.Timestamp
-    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., triton_model: _Optional[str] = ..., triton_endpoint: _Optional[str] = ..., engine_kind: _Optional[_Union[EngineKind, str]] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., tokenizer_path: _Optional[str] = ..., limits: _Optional[_Union[EngineLimits, _Mapping]] = ..., step_time_prior: _Optional[_Union[StepTimePrior, _Mapping]] = ..., traffic_share: _Optional[float] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., plan_hash: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    queue_shard: int
+    def __init__(self, schema_version: _Optional[int] = ..., name: _Optional[str] = ..., model: _Optional[str] = ..., triton_model: _Optional[str] = ..., triton_endpoint: _Optional[str] = ..., engine_kind: _Optional[_Union[EngineKind, str]] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., facts: _Optional[_Union[ModelFacts, _Mapping]] = ..., tokenizer_path: _Optional[str] = ..., limits: _Optional[_Union[EngineLimits, _Mapping]] = ..., step_time_prior: _Optional[_Union[StepTimePrior, _Mapping]] = ..., traffic_share: _Optional[float] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., plan_hash: _Optional[str] = ..., publish_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue_shard: _Optional[int] = ...) -> None: ...
 
 class ModelFacts(_message.Message):
     __slots__ = ("architecture", "layers", "hidden_size", "attention_heads", "kv_heads", "head_size", "vocabulary_size", "context_limit_tokens", "weight_bytes", "kv_bytes_per_token", "parameter_count", "kv_cache_layers")

@@ -18,6 +18,7 @@ from uellm_deployer.domain.plan import DeploymentSpec, Generation, Objective
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 DEFAULT_BACKEND = "hf"
+MAX_QUEUE_SHARD = 63
 MAX_BATCH_ROWS = 1024
 MAX_SECONDS = 86_400.0
 MAX_PATH_BYTES = 4_096
@@ -111,6 +112,8 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
         violations.add("spec.max_batch_rows", f"must be at most {MAX_BATCH_ROWS:,}; got {message.max_batch_rows:,}")
     if message.dtype and message.dtype not in ELEMENT_BYTES:
         violations.add("spec.dtype", f"must be one of {', '.join(ELEMENT_BYTES)}, or empty")
+    if message.queue_shard > MAX_QUEUE_SHARD:
+        violations.add("spec.queue_shard", f"must be at most {MAX_QUEUE_SHARD}; got {message.queue_shard:,}")
     _check_generation(violations, message.default_generation)
     return DeploymentSpec(
         model=message.model,
@@ -125,6 +128,7 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
         device_ids=tuple(message.device_ids),
         first_token_slo_seconds=_seconds(violations, message, "first_token_slo"),
         output_token_slo_seconds=_seconds(violations, message, "output_token_slo"),
+        queue_shard=message.queue_shard,
     )
 
 

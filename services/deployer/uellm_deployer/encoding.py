@@ -109,6 +109,7 @@ def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.D
         traffic_share=1.0,
         default_generation=_generation_message(spec.default_generation),
         plan_hash=plan.plan_hash,
+        queue_shard=spec.queue_shard,
     )
 
 
@@ -181,6 +182,7 @@ def _spec_message(spec: DeploymentSpec) -> deployer_pb2.DeploymentSpec:
         default_generation=_generation_message(spec.default_generation),
         dtype=spec.dtype,
         device_ids=spec.device_ids,
+        queue_shard=spec.queue_shard,
     )
     if spec.first_token_slo_seconds:
         message.first_token_slo.CopyFrom(duration(spec.first_token_slo_seconds))

@@ -74,7 +74,7 @@ class SchedulerServicer(SchedulerServiceServicer):
         self, request: pb.ReadDecisionsRequest, context: Any
     ) -> AsyncIterator[pb.ReadDecisionsResponse]:
         """Stream the flight recorder of a model."""
-        async for stored in self._decisions.read(request.model, request.after_decision_id):
+        async for stored in self._decisions.read(request.model, request.shard, request.after_decision_id):
             yield pb.ReadDecisionsResponse(decision_id=stored.decision_id, decision=stored.record)
 
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Any) -> pb.ListDeadLettersResponse:

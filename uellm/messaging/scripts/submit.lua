@@ -1,6 +1,7 @@
 -- Writes a query's record and its queue entry together, once.
 -- KEYS: record, queue, depth, events, the tenant's queries, its outcomes
--- ARGV: body hash, payload, profile, queue entry, admitted event, depth limit, queued state, query id, outcomes kept
+-- ARGV: body hash, payload, profile, queue entry, admitted event, depth limit, queued state, query id, outcomes kept,
+--       name of the queue
 -- Returns {"created", entry id, depth} | {"exists", entry id, profile} | {"conflict"} | {"full", depth}
 local body = redis.call('HGET', KEYS[1], 'body_hash')
 if body then
@@ -12,7 +13,7 @@ local depth = tonumber(redis.call('GET', KEYS[3]) or '0')
 if depth >= tonumber(ARGV[6]) then return {'full', depth} end
 local id = redis.call('XADD', KEYS[2], '*', 'q', ARGV[4])
 redis.call('HSET', KEYS[1], 'body_hash', ARGV[1], 'payload', ARGV[2], 'profile', ARGV[3],
-  'entry_id', id, 'state', ARGV[7], 'attempts', 0)
+  'queue', ARGV[10], 'entry_id', id, 'state', ARGV[7], 'attempts', 0)
 redis.call('XADD', KEYS[4], '*', 'e', ARGV[5])
 -- Those that wait or run and those in the outcomes fit; the bound is for what a lost record left behind.
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[6] + ARGV[9], id, 'q', ARGV[8])

@@ -8,6 +8,7 @@ from typing import TypeVar
 from redis.exceptions import RedisError
 
 from uellm.messaging.deployments import DeploymentPublisher
+from uellm.messaging.keys import queue_name
 from uellm.rpc.errors import UnavailableError
 from uellm_deployer.domain.deployment import Deployment
 from uellm_deployer.encoding import record_message
@@ -32,7 +33,8 @@ class RedisPublisher:
 
     async def drained(self, deployment: Deployment) -> bool:
         """Whether the scheduler knows that it is DRAINING, and has nothing in flight on it."""
-        return await _reached(self._publisher.drained(deployment.plan.spec.model, deployment.name))
+        queue = queue_name(*deployment.plan.spec.queue)
+        return await _reached(self._publisher.drained(queue, deployment.name))
 
 
 async def _reached(call: Awaitable[T]) -> T:

@@ -74,7 +74,7 @@ class CreateDeployment:
 
     async def validate(self, creation: Creation) -> Deployment:
         """What would be created; errors as of `create`."""
-        leaving = self._predecessors(creation.spec.model) if creation.strategy is Strategy.RECREATE else []
+        leaving = self._predecessors(creation.spec) if creation.strategy is Strategy.RECREATE else []
         placed = await self._planning.plan(creation.spec, leaving=leaving)
         deployment_id = creation.deployment_id or default_deployment_id(creation.spec.model, placed.plan.plan_hash)
         name = f"deployments/{deployment_id}"
@@ -111,12 +111,10 @@ class CreateDeployment:
             if other.plan.triton_model == plan.triton_model:
                 raise AlreadyExistsError("deployment", other.name, f"this very plan is deployed as {other.name}")
 
-    def _predecessors(self, model: str, besides: str = "") -> list[Deployment]:
-        return [
-            deployment
-            for deployment in self._book.deployments.values()
-            if deployment.state is State.READY and deployment.plan.spec.model == model and deployment.name != besides
-        ]
+    def _predecessors(self, spec: DeploymentSpec, besides: str = "") -> list[Deployment]:
+        """Those that serve the same queue."""
+        ready = [one for one in self._book.deployments.values() if one.state is State.READY and one.name != besides]
+        return [deployment for deployment in ready if deployment.plan.spec.queue == spec.queue]
 
     async def _create(self, progress: Progress, deployment: Deployment, strategy: Strategy) -> str:
         work = UnitOfWork(progress.roll_back)
@@ -164,7 +162,7 @@ class CreateDeployment:
 
     async def _clear_the_way(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
         """Drain and unload the old ones. They stay in repository and journal, so that they can come back."""
-        for old in self._predecessors(deployment.plan.spec.model, besides=deployment.name):
+        for old in self._predecessors(deployment.plan.spec, besides=deployment.name):
             await progress.at(Stage.DRAIN, f"waiting for what is in flight on {old.name}", percent=5)
             self._removal.aside.add(old.name)
             work.on_rollback(f"bring back {old.name}", partial(self._bring_back, old))
@@ -178,7 +176,7 @@ class CreateDeployment:
 
     async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> None:
         """The new one serves: what fails now is left to the keeper, which finishes removals."""
-        for old in self._predecessors(deployment.plan.spec.model, besides=deployment.name):
+        for old in self._predecessors(deployment.plan.spec, besides=deployment.name):
             try:
                 await self._removal.remove(progress, old)
             except UellmError as error:

@@ -51,6 +51,12 @@ class DeploymentSpec:
     device_ids: tuple[str, ...] = ()
     first_token_slo_seconds: float = 0.0
     output_token_slo_seconds: float = 0.0
+    queue_shard: int = 0
+
+    @property
+    def queue(self) -> tuple[str, int]:
+        """What it serves: a shard of the model's queue."""
+        return self.model, self.queue_shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ class RedisBacklogs:
 
     redis: RedisClient
     _read: dict[str, tuple[float, Backlog | None]] = field(default_factory=dict)
-    """Last answer and its time, by deployed model."""
+    """Last answer and its time, by queue."""
 
-    async def read(self, model: str) -> Backlog | None:
-        """The model's last backlog; None if there is none that can be read."""
-        known = self._read.get(model)
+    async def read(self, queue: str) -> Backlog | None:
+        """The queue's last backlog; None if there is none that can be read."""
+        known = self._read.get(queue)
         if known is None or time.monotonic() - known[0] > KEPT_SECONDS:
-            known = self._read[model] = (time.monotonic(), _parse(await self.redis.get(ModelKeys(model).backlog)))
+            value = await self.redis.get(ModelKeys.of(queue).backlog)
+            known = self._read[queue] = (time.monotonic(), _parse(value))
         return known[1]
 
 

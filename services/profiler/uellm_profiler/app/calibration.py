@@ -142,7 +142,7 @@ class Calibrator:
         log.warning("another replica calibrates", model=model, epoch=lease.epoch)
 
     async def _fold_page(self, lease: Lease) -> bool:
-        model = lease.model
+        model = lease.queue
         before = self._states.get(model)
         if before is None:
             before = await self._store.load(model)

@@ -94,5 +94,5 @@ class Queue(Protocol):
 class Backlogs(Protocol):
     """Predicted backlogs, as the owners of the queues publish them."""
 
-    async def read(self, model: str) -> Backlog | None:
-        """The model's last; None if there is none."""
+    async def read(self, queue: str) -> Backlog | None:
+        """The queue's last; None if there is none."""

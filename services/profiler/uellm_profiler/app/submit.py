@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from uellm.messaging.clock import Clock
+from uellm.messaging.deployments import queue_for
+from uellm.messaging.keys import ModelKeys
 from uellm.messaging.queries import SCHEMA_VERSION, Accepted, Conflict, Full, Submission
 from uellm.rpc.errors import AlreadyExistsError, UellmError
 from uellm.rpc.validation import ModelName
@@ -80,24 +82,31 @@ class Submitter:
         digest = body_hash(query)
         try:
             (profiled,) = await self.profiler.profile(parent.model, [query], ["query"], allow_prior=allow_prior)
-            await self._check_deadlines(parent.model, profiled)
+            queue = self._queue_for(name, parent.model)
+            await self._check_deadlines(queue, profiled)
         except UellmError:
             # What was accepted stays accepted, even if the same would be refused now.
             known = await self._find(name, digest) if query_id else None
             if known is None:
                 raise
             return Submitted(name, known)
-        submission = _submission(name, digest, profiled, trace_parent)
+        submission = _submission(name, queue, digest, profiled, trace_parent)
         answer = await self.queue.submit(submission, self.queue_limit)
         if isinstance(answer, Full):
-            raise await self._queue_full(parent.model, answer.depth)
+            raise await self._queue_full(queue, answer.depth)
         return Submitted(name, _accepted(name, answer))
 
-    async def _check_deadlines(self, model: str, profiled: ProfiledPrompt) -> None:
+    def _queue_for(self, name: str, model: str) -> str:
+        ready = self.profiler.deployments.ready(model)
+        if not ready:
+            raise refusals.model_not_deployed(model, self.profiler.deployments.of_model(model))
+        return queue_for(name, ready)
+
+    async def _check_deadlines(self, queue: str, profiled: ProfiledPrompt) -> None:
         slo = profiled.query.slo
         if not slo.HasField("completion") and not slo.HasField("first_token"):
             return
-        backlog = await self.backlogs.read(model)
+        backlog = await self.backlogs.read(queue)
         admission.check_deadlines(slo, profiled.profile, profiled.cost, backlog, self.clock.now_ms())
 
     async def _find(self, name: str, digest: str) -> Accepted | None:
@@ -106,10 +115,10 @@ class Submitter:
         answer = await self.queue.submit(lookup, depth_limit=0)
         return None if isinstance(answer, Full) else _accepted(name, answer)
 
-    async def _queue_full(self, model: str, depth: int) -> UellmError:
-        backlog = await self.backlogs.read(model)
+    async def _queue_full(self, queue: str, depth: int) -> UellmError:
+        backlog = await self.backlogs.read(queue)
         seconds = refusals.retry_seconds(backlog, depth, self.queue_limit, self.clock.now_ms())
-        return refusals.queue_full(model, depth, self.queue_limit, seconds)
+        return refusals.queue_full(ModelKeys.of(queue).model, depth, self.queue_limit, seconds)
 
 
 def _accepted(name: str, answer: Accepted | Conflict) -> Accepted:
@@ -119,7 +128,7 @@ def _accepted(name: str, answer: Accepted | Conflict) -> Accepted:
     return answer
 
 
-def _submission(name: str, digest: str, profiled: ProfiledPrompt, trace_parent: str) -> Submission:
+def _submission(name: str, queue: str, digest: str, profiled: ProfiledPrompt, trace_parent: str) -> Submission:
     query = profiled.query
     query.name = name
     record = QueryRecord(
@@ -135,4 +144,4 @@ def _submission(name: str, digest: str, profiled: ProfiledPrompt, trace_parent: 
         adapter=query.adapter,
         prefix_hash=query.prefix_hash,
     )
-    return Submission(name, digest, record, entry)
+    return Submission(name, digest, record, entry, queue)

@@ -10,7 +10,7 @@ import numpy as np
 from uellm.messaging.clock import Clock, entry_time_ms
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.decisions import DecisionStore, StoredDecision
-from uellm.messaging.keys import MODELS, query_keys
+from uellm.messaging.keys import MODELS, query_keys, queue_name
 from uellm.messaging.queries import QueryStore, StoredQuery
 from uellm.rpc.errors import NotFoundError
 from uellm.rpc.names import QueryName
@@ -38,7 +38,7 @@ class Decisions:
         self._clock = clock
         self._ownership = ownership
 
-    async def read(self, model: str, after: str) -> AsyncIterator[StoredDecision]:
+    async def read(self, model: str, shard: int, after: str) -> AsyncIterator[StoredDecision]:
         """The entries after an id ("": all) up to the newest. Raises InvalidArgumentError, NotFoundError."""
         violations = Violations()
         violations.model_identifier("model", model)
@@ -47,24 +47,24 @@ class Decisions:
         violations.raise_if_any()
         if not await self._redis.sismember(MODELS, model):
             raise NotFoundError("model", model, f"model {model!r} was never deployed", reason="MODEL_NOT_DEPLOYED")
-        async for stored in self._decisions.read(model, after):
+        async for stored in self._decisions.read(queue_name(model, shard), after):
             yield stored
 
     async def explain(self, name: str) -> ExplainQueryResponse:
         """Why a query was served when it was, or refused. Raises InvalidArgumentError, NotFoundError."""
-        model = QueryName.parse(name).model
+        QueryName.parse(name)
         stored = await self._store.read(name)
         if stored is None:
             message = f"there is no query {name!r}, or not any more: outcomes are kept for a while"
             raise NotFoundError("query", name, message)
-        outcome = stored.outcome
+        outcome, queue = stored.outcome, stored.queue
         events = await self._dispatches(name)
         refused = [outcome.decision_id] if outcome is not None and outcome.state == QUERY_STATE_REJECTED else []
         named = [event.batched.decision_id for _, event in events] + refused
-        found = {one.decision_id: one.record for one in await self._decisions.find(model, [n for n in named if n])}
+        found = {one.decision_id: one.record for one in await self._decisions.find(queue, [n for n in named if n])}
         attempts = tuple(_attempt(time_ms, event, found) for time_ms, event in events)
-        others, deadline = await self._before(model, stored, named, found)
-        owner = self._ownership.owner(model)
+        others, deadline = await self._before(stored, named, found)
+        owner = self._ownership.owner(queue)
         story = Story(
             accept_ms=entry_time_ms(stored.entry_id),
             now_ms=self._clock.now_ms(),
@@ -90,7 +90,7 @@ class Decisions:
         return [(time_ms, event) for time_ms, event in events if event.HasField("batched")]
 
     async def _before(
-        self, model: str, stored: StoredQuery, named: Sequence[str], found: dict[str, DecisionRecord]
+        self, stored: StoredQuery, named: Sequence[str], found: dict[str, DecisionRecord]
     ) -> tuple[Others, float | None]:
         """Who was dispatched while the query waited for the first decision about it; its deadline in seconds."""
         accept_ms = entry_time_ms(stored.entry_id)
@@ -101,7 +101,7 @@ class Decisions:
         end_ms = stored.outcome.timing.finish_time.ToMilliseconds() if stored.outcome and not named else NEVER
         oldest, time_ms = first, NEVER
         if first or not named:
-            async for one in self._decisions.read_back(model, first):
+            async for one in self._decisions.read_back(stored.queue, first):
                 read, oldest, time_ms = read + 1, one.decision_id, one.record.time.ToMilliseconds()
                 if time_ms < accept_ms or read > MOST_DECISIONS:
                     break

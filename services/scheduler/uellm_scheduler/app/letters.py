@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from uellm.messaging.clock import Clock
 from uellm.messaging.connection import RedisClient
-from uellm.messaging.deployments import DeploymentDirectory
+from uellm.messaging.deployments import DeploymentDirectory, queue_for
 from uellm.messaging.keys import MODELS, ModelKeys
 from uellm.messaging.letters import DeadLetters, StoredLetter
 from uellm.messaging.queries import Accepted, Full, QueryStore, Submission
@@ -18,7 +18,7 @@ from uellm.rpc.paging import page_size, page_token, read_page_token
 from uellm.rpc.refusals import model_not_deployed, queue_full, retry_seconds
 from uellm.rpc.violations import Violations
 from uellm.v1.query_pb2 import Query
-from uellm.v1.stream_pb2 import Backlog, DeadLetter, ProfiledQuery, QueryRecord
+from uellm.v1.stream_pb2 import Backlog, DeadLetter, DeploymentRecord, ProfiledQuery, QueryRecord
 
 from ..domain.replays import replay_ids
 from .pages import page_of
@@ -65,21 +65,22 @@ class Letters:
         stored = await letters.find(failed.model, name)
         if stored is None:
             return await self._replayed(failed)
-        known = self.directory.of_model(failed.model)
-        if not self.directory.ready(failed.model):
-            raise model_not_deployed(failed.model, known)
-        new = await self._submit(failed, stored)
+        ready = self.directory.ready(failed.model)
+        if not ready:
+            raise model_not_deployed(failed.model, self.directory.of_model(failed.model))
+        new = await self._submit(failed, stored, ready)
         await letters.remove(failed.model, stored.entry_id)
         return new
 
-    async def _submit(self, failed: QueryName, stored: StoredLetter) -> str:
+    async def _submit(self, failed: QueryName, stored: StoredLetter, ready: Sequence[DeploymentRecord]) -> str:
         for query_id in replay_ids(failed.query):
             name = str(failed.parent.query(query_id))
-            answer = await self.store.submit(_submission(name, failed, stored), self.queue_limit)
+            queue = queue_for(name, ready)
+            answer = await self.store.submit(_submission(name, queue, failed, stored), self.queue_limit)
             if isinstance(answer, Accepted):
                 return name
             if isinstance(answer, Full):
-                raise await self._queue_full(failed.model, answer.depth)
+                raise await self._queue_full(queue, answer.depth)
         raise AlreadyExistsError("query", name, f"all ids for another try of {failed} are taken")
 
     async def _replayed(self, failed: QueryName) -> str:
@@ -90,23 +91,23 @@ class Letters:
                 return query.name
         raise NotFoundError("dead letter", str(failed), f"there is no dead letter of {failed}, or not any more")
 
-    async def _queue_full(self, model: str, depth: int) -> RefusedError:
-        backlog = Backlog.FromString(await self.redis.get(ModelKeys(model).backlog) or b"")
+    async def _queue_full(self, queue: str, depth: int) -> RefusedError:
+        backlog = Backlog.FromString(await self.redis.get(ModelKeys.of(queue).backlog) or b"")
         seconds = retry_seconds(backlog, depth, self.queue_limit, self.clock.now_ms())
-        return queue_full(model, depth, self.queue_limit, seconds)
+        return queue_full(ModelKeys.of(queue).model, depth, self.queue_limit, seconds)
 
     async def _after(self, model: str, after: str) -> AsyncGenerator[tuple[str, DeadLetter], None]:
         async for stored in DeadLetters(self.redis).read(model, after):
             yield stored.entry_id, stored.letter
 
 
-def _submission(name: str, failed: QueryName, stored: StoredLetter) -> Submission:
+def _submission(name: str, queue: str, failed: QueryName, stored: StoredLetter) -> Submission:
     record, entry = QueryRecord(), ProfiledQuery()
     record.CopyFrom(stored.letter.record)
     entry.CopyFrom(stored.letter.entry)
     record.query.MergeFrom(Query(name=name))
     entry.name = name
-    return Submission(name, f"{_origin(failed)}{stored.entry_id}", record, entry)
+    return Submission(name, f"{_origin(failed)}{stored.entry_id}", record, entry, queue)
 
 
 def _origin(failed: QueryName) -> str:

@@ -26,8 +26,8 @@ class Metrics:
         self.batch_rows = Histogram("uellm_batch_rows", "Rows of dispatched batches.", buckets=(1, 2, 4, 8, 16, 32, 64))
         self.wait = Histogram("uellm_queue_wait_seconds", "From acceptance to the last dispatch.", buckets=SECONDS)
         self.service = Histogram("uellm_service_seconds", "From the last dispatch to the end.", buckets=SECONDS)
-        self.pending = Gauge("uellm_pending_queries", "Queries waiting, by model.", ["model"])
-        self.running = Gauge("uellm_running_queries", "Queries on engines, by model.", ["model"])
+        self.pending = Gauge("uellm_pending_queries", "Queries waiting, by queue.", ["queue"])
+        self.running = Gauge("uellm_running_queries", "Queries on engines, by queue.", ["queue"])
 
         labels = ["model", "deployment"]
         self.coefficient = Gauge(

@@ -1,4 +1,4 @@
-"""The shell around the core: one model's queue, owned for as long as the lease holds."""
+"""The shell around the core: one queue, owned for as long as the lease holds."""
 
 from __future__ import annotations
 
@@ -71,12 +71,13 @@ class QueueOwner:
 
     def __init__(self, lease: Lease, around: Surroundings) -> None:
         self.lease = lease
+        self.model = ModelKeys.of(lease.queue).model
         self._around = around
-        self._inbox = Inbox(around.redis, lease.model, around.replica)
-        self.core = SchedulerCore(lease.model, lease.epoch, around.policy, around.limits, seed=lease.epoch)
+        self._inbox = Inbox(around.redis, lease.queue, around.replica)
+        self.core = SchedulerCore(self.model, lease.epoch, around.policy, around.limits, seed=lease.epoch)
         self._costs = CostStore(around.redis)
         decisions = DecisionStore(around.redis, around.limits.decisions_bytes, around.limits.decisions_kept)
-        self._writer = Writer(lease.model, lease.epoch, around.store, self._costs, decisions, self._inbox, self.tell)
+        self._writer = Writer(lease.queue, lease.epoch, around.store, self._costs, decisions, self._inbox, self.tell)
         self._batches: dict[str, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._woken = asyncio.Event()
@@ -124,7 +125,7 @@ class QueueOwner:
                 case do.AwaitEngine():
                     self._tasks.create_task(self._await_engine(effect.deployment))
                 case _:
-                    self._around.metrics.count(self.lease.model, effect)
+                    self._around.metrics.count(self.model, effect)
                     self._writer.put(effect)
         self._woken.set()
 
@@ -132,8 +133,8 @@ class QueueOwner:
 
     async def _read(self) -> None:
         entries = await _patiently(self._inbox.take_over)
-        log.info("took the queue over", model=self.lease.model, epoch=self.lease.epoch, entries=len(entries))
-        self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.lease.model)))))
+        log.info("took the queue over", queue=self.lease.queue, epoch=self.lease.epoch, entries=len(entries))
+        self.tell(on.CostModelsFound(tuple(await _patiently(lambda: self._costs.read(self.model)))))
         await self._recall(entries)
         look = 0
         while True:
@@ -167,13 +168,13 @@ class QueueOwner:
 
     def _makes_sense(self, entry: Entry) -> bool:
         query = entry.query
-        return query is not None and is_name_of(query.name, self.lease.model) and not problem_of(entry.entry_id, query)
+        return query is not None and is_name_of(query.name, self.model) and not problem_of(entry.entry_id, query)
 
     def _put_aside(self, entry: Entry) -> None:
         """Take an entry off that can't be decided on; a query that can be told from it ends with the reason."""
         query = entry.query
-        if query is None or not is_name_of(query.name, self.lease.model):
-            log.error("an entry of the queue can't be read; dropped", model=self.lease.model, entry=entry.entry_id)
+        if query is None or not is_name_of(query.name, self.model):
+            log.error("an entry of the queue can't be read; dropped", queue=self.lease.queue, entry=entry.entry_id)
             self._writer.put(do.AcknowledgeEntry(entry.entry_id))
             return
         problem = problem_of(entry.entry_id, query)
@@ -249,7 +250,7 @@ class QueueOwner:
         self.tell(on.EngineReady(deployment.name))
 
     def _follow_deployments(self) -> None:
-        self.tell(on.DeploymentsChanged(tuple(self._around.directory.of_model(self.lease.model))))
+        self.tell(on.DeploymentsChanged(tuple(self._around.directory.of_queue(self.lease.queue))))
 
     # --- time ---
 
@@ -274,9 +275,9 @@ class QueueOwner:
             await asyncio.sleep(BACKLOG_SECONDS)
 
     async def _publish_once(self) -> None:
-        keys = ModelKeys(self.lease.model)
-        self._around.metrics.pending.labels(self.lease.model).set(len(self.core.pending))
-        self._around.metrics.running.labels(self.lease.model).set(len(self.core.flight))
+        keys = ModelKeys.of(self.lease.queue)
+        self._around.metrics.pending.labels(self.lease.queue).set(len(self.core.pending))
+        self._around.metrics.running.labels(self.lease.queue).set(len(self.core.flight))
         running = {
             name: f"{engine.record.state}:{engine.in_flight}" for name, engine in self.core.flight.engines.items()
         }
@@ -294,7 +295,7 @@ class QueueOwner:
         """Serve the queue by the policy that was chosen; one that this version does not know changes nothing."""
         policy = self._around.policies.get(chosen)
         if policy is not None and policy is not self.core.policy:
-            log.info("another policy decides", model=self.lease.model, policy=chosen)
+            log.info("another policy decides", queue=self.lease.queue, policy=chosen)
             self.tell(on.PolicyChanged(policy))
 
     def backlog(self) -> Backlog:

@@ -1,36 +1,46 @@
-"""Which queues this replica owns: takes leases, renews them, gives them up."""
+"""Which queues this replica owns: takes leases, renews them, gives them up, so that replicas own about as many each."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
 import structlog
 from redis.exceptions import RedisError
 
 from uellm.messaging.connection import raise_if_cancelled
-from uellm.messaging.keys import MODELS
+from uellm.messaging.keys import QUEUES, is_queue_name
 from uellm.messaging.lease import Lease, LeaseKeeper
 from uellm.messaging.queries import FencedError
-from uellm.rpc.violations import Violations
+from uellm.messaging.replicas import Replicas
 
 from .owner import QueueOwner, Surroundings
 
 log = structlog.get_logger(__name__)
 
+PATIENCE = 3
+"""Rounds, of a fifth of a lease each, for which a replica leaves a free queue to those that own fewer, or keeps one too
+many: a replica that starts is not a reason to move everything twice."""
+
 
 class Ownership:
-    """Owns every queue that nobody else owns."""
+    """Owns its share of the queues, and what nobody else owns."""
 
     def __init__(self, leases: LeaseKeeper, around: Surroundings) -> None:
         self._leases = leases
         self._around = around
+        self._replicas = Replicas(around.redis, leases.replica, leases.time_to_live_ms)
         self._owned: dict[str, tuple[QueueOwner, asyncio.Task[None]]] = {}
+        self._left: dict[str, int] = {}
+        """For how many rounds each free queue has been left to others."""
+        self._over = 0
+        """For how many rounds this replica has owned more than its share."""
 
-    def owner(self, model: str) -> QueueOwner | None:
-        """The owner of a model's queue, if it is this replica."""
-        owned = self._owned.get(model)
+    def owner(self, queue: str) -> QueueOwner | None:
+        """The owner of a queue, if it is this replica."""
+        owned = self._owned.get(queue)
         return None if owned is None else owned[0]
 
     @contextlib.asynccontextmanager
@@ -42,14 +52,21 @@ class Ownership:
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await asyncio.gather(*(self._give_up(model) for model in list(self._owned)))
+            with contextlib.suppress(RedisError, OSError):
+                await self._replicas.leave()
+            await asyncio.gather(*(self._give_up(queue) for queue in list(self._owned)))
 
     async def _run(self) -> None:
         while True:
             raise_if_cancelled()
             try:
+                # Before the leases: a replica that is lost no longer counts when they are free.
+                replicas = await self._replicas.count()
                 await self._renew()
-                await self._acquire()
+                queues = await self._queues()
+                share = math.ceil(len(queues) / replicas)
+                await self._acquire(queues, share)
+                await self._yield_one(share)
             except (RedisError, OSError) as error:
                 log.warning("leases can't be renewed", error=str(error))
             except Exception:
@@ -58,44 +75,52 @@ class Ownership:
             await asyncio.sleep(self._leases.time_to_live_ms / 1000 / 5)
 
     async def _renew(self) -> None:
-        for model, (owner, task) in list(self._owned.items()):
+        for queue, (owner, task) in list(self._owned.items()):
             if task.done() or not await self._leases.renew(owner.lease):
-                log.warning("lost a queue", model=model, epoch=owner.lease.epoch)
-                await self._stop(model)
+                log.warning("lost a queue", queue=queue, epoch=owner.lease.epoch)
+                await self._stop(queue)
 
-    async def _acquire(self) -> None:
-        for name in await self._around.redis.smembers(MODELS):
-            model = name.decode(errors="replace")
-            if model in self._owned or not _is_model(model):
+    async def _queues(self) -> list[str]:
+        names = [name.decode(errors="replace") for name in await self._around.redis.smembers(QUEUES)]
+        return sorted(name for name in names if is_queue_name(name))
+
+    async def _acquire(self, queues: list[str], share: int) -> None:
+        free = [queue for queue in queues if queue not in self._owned and not (await self._leases.holder(queue))[0]]
+        self._left = {queue: self._left.get(queue, 0) + 1 for queue in free}
+        for queue in free:
+            if len(self._owned) >= share and self._left[queue] <= PATIENCE:
                 continue
-            lease = await self._leases.acquire(model)
+            lease = await self._leases.acquire(queue)
             if lease is not None:
                 owner = QueueOwner(lease, self._around)
-                self._owned[model] = (owner, asyncio.create_task(_own(owner), name=f"queue {model}"))
+                self._owned[queue] = (owner, asyncio.create_task(_own(owner), name=f"queue {queue}"))
 
-    async def _stop(self, model: str) -> Lease:
-        owner, task = self._owned.pop(model)
+    async def _yield_one(self, share: int) -> None:
+        """Give a queue up, the one with least on engines, when others own fewer for some time."""
+        self._over = self._over + 1 if len(self._owned) > share else 0
+        if self._over > PATIENCE:
+            self._over = 0
+            queue = min(self._owned, key=lambda name: (len(self._owned[name][0].core.flight), name))
+            log.info("left a queue to another replica", queue=queue, owned=len(self._owned), share=share)
+            await self._give_up(queue)
+
+    async def _stop(self, queue: str) -> Lease:
+        owner, task = self._owned.pop(queue)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return owner.lease
 
-    async def _give_up(self, model: str) -> None:
-        await self._owned[model][0].hand_over()
-        lease = await self._stop(model)
+    async def _give_up(self, queue: str) -> None:
+        await self._owned[queue][0].hand_over()
+        lease = await self._stop(queue)
         with contextlib.suppress(RedisError, OSError):
             await self._leases.release(lease)
-
-
-def _is_model(name: str) -> bool:
-    violations = Violations()
-    violations.model_identifier("model", name)
-    return not violations
 
 
 async def _own(owner: QueueOwner) -> None:
     try:
         await owner.run()
     except* FencedError:
-        log.warning("fenced: another replica owns the queue", model=owner.lease.model, epoch=owner.lease.epoch)
+        log.warning("fenced: another replica owns the queue", queue=owner.lease.queue, epoch=owner.lease.epoch)
     except* Exception:
-        log.exception("the owner of a queue failed; another one takes over", model=owner.lease.model)
+        log.exception("the owner of a queue failed; another one takes over", queue=owner.lease.queue)

@@ -1,11 +1,12 @@
-"""Which policy a queue is served by, changed while it is served."""
+"""Which policy a model's queues are served by, changed while they are served."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from uellm.messaging.connection import RedisClient
+from uellm.messaging.deployments import queues_of
 from uellm.messaging.keys import MODELS, ModelKeys
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError, NotFoundError, UnavailableError
 from uellm.rpc.validation import Violations
@@ -18,7 +19,7 @@ POLL_SECONDS = 0.05
 
 
 class PolicyChoice:
-    """Kept in Redis: whoever owns the queue, now or later, follows it."""
+    """Kept in Redis: whoever owns a queue of the model, now or later, follows it."""
 
     def __init__(self, redis: RedisClient, policies: Mapping[str, Policy]) -> None:
         self._redis = redis
@@ -30,12 +31,12 @@ class PolicyChoice:
         Raises InvalidArgumentError, NotFoundError, UnavailableError where nobody owns the queue: the choice is kept.
         """
         await self._check(model, policy)
-        keys = ModelKeys(model)
-        before = await self._in_force(keys)
-        await self._redis.set(keys.policy, policy)
+        queues = await queues_of(self._redis, model)
+        before = (await self._in_force(queues))[0]
+        await self._redis.set(ModelKeys(model).policy, policy)
         try:
             async with asyncio.timeout(IN_FORCE_SECONDS):
-                while await self._in_force(keys) != policy:  # noqa: ASYNC110
+                while set(await self._in_force(queues)) != {policy}:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             message = f"{policy} is chosen, but no scheduler serves the queue of {model} right now"
@@ -52,5 +53,6 @@ class PolicyChoice:
         if not await self._redis.sismember(MODELS, model):
             raise NotFoundError("model", model, f"model {model!r} was never deployed", reason="MODEL_NOT_DEPLOYED")
 
-    async def _in_force(self, keys: ModelKeys) -> str:
-        return Backlog.FromString(await self._redis.get(keys.backlog) or b"").policy
+    async def _in_force(self, queues: Sequence[str]) -> list[str]:
+        found = await self._redis.mget([ModelKeys.of(queue).backlog for queue in queues])
+        return [Backlog.FromString(backlog or b"").policy for backlog in found]

@@ -10,7 +10,7 @@ from typing import cast
 from uellm.messaging.clock import Clock, entry_time_ms, timestamp
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.costs import CostStore
-from uellm.messaging.deployments import DeploymentDirectory
+from uellm.messaging.deployments import DeploymentDirectory, queues_of
 from uellm.messaging.events import EventHub, StoredEvent
 from uellm.messaging.keys import MODELS, ModelKeys
 from uellm.messaging.lease import LeaseKeeper
@@ -89,21 +89,32 @@ class Queries:
         violations.raise_if_any()
         if not await self._redis.sismember(MODELS, model):
             raise NotFoundError("model", model, f"model {model!r} was never deployed", reason="MODEL_NOT_DEPLOYED")
-        owner, epoch = await self._leases.holder(model)
-        backlog = Backlog.FromString(await self._redis.get(ModelKeys(model).backlog) or b"")
-        response = GetQueueResponse(
-            queued=backlog.queued, running=backlog.running, policy=backlog.policy, owner=owner, owner_epoch=epoch
-        )
-        if backlog.HasField("oldest_accept_time"):
-            waited = self._clock.now_ms() - backlog.oldest_accept_time.ToMilliseconds()
-            response.oldest_wait.FromMilliseconds(max(0, waited))
+        response = GetQueueResponse()
+        for queue in await queues_of(self._redis, model):
+            await self._add_shard(response, queue)
         plans = {record.name: record.plan_hash for record in self._directory.of_model(model)}
         states = sorted(await self._costs.read(model), key=lambda state: state.deployment)
         current = [state for state in states if plans.get(state.deployment) == state.plan_hash]
         for state in current:
             with contextlib.suppress(ValueError, ArithmeticError):
                 response.cost_models.append(cost_model_status(state))
-        mine = self._ownership.owner(model)
+        return response
+
+    async def _add_shard(self, response: GetQueueResponse, queue: str) -> None:
+        owner, epoch = await self._leases.holder(queue)
+        keys = ModelKeys.of(queue)
+        backlog = Backlog.FromString(await self._redis.get(keys.backlog) or b"")
+        if not response.shards:
+            response.policy, response.owner, response.owner_epoch = backlog.policy, owner, epoch
+        response.shards.add(
+            shard=keys.shard, queued=backlog.queued, running=backlog.running, owner=owner, owner_epoch=epoch
+        )
+        response.queued += backlog.queued
+        response.running += backlog.running
+        if backlog.HasField("oldest_accept_time"):
+            waited = self._clock.now_ms() - backlog.oldest_accept_time.ToMilliseconds()
+            response.oldest_wait.FromMilliseconds(max(0, waited, response.oldest_wait.ToMilliseconds()))
+        mine = self._ownership.owner(queue)
         if mine is not None:
             response.batches.extend(
                 RunningBatch(
@@ -115,7 +126,6 @@ class Queries:
                 )
                 for batch in mine.core.flight.batches.values()
             )
-        return response
 
     async def _merge(self, targets: Sequence[tuple[str, str]]) -> AsyncIterator[tuple[str, StoredEvent]]:
         events: asyncio.Queue[tuple[str, StoredEvent | None]] = asyncio.Queue(BUFFERED_EVENTS)

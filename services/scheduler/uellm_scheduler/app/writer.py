@@ -33,11 +33,11 @@ MERGED_ROWS = 512
 
 
 class Writer:
-    """Writes for one model under one lease. A store that is away is waited for: nothing is dropped or reordered."""
+    """Writes for one queue under one lease. A store that is away is waited for: nothing is dropped or reordered."""
 
     def __init__(
         self,
-        model: str,
+        queue: str,
         epoch: int,
         store: QueryStore,
         costs: CostStore,
@@ -45,7 +45,7 @@ class Writer:
         inbox: Inbox,
         tell: Callable[[Event], None],
     ) -> None:
-        self._model = model
+        self._queue = queue
         self._epoch = epoch
         self._store = store
         self._costs = costs
@@ -96,18 +96,18 @@ class Writer:
     async def _single(self, effect: do.RecordDecision | do.BeginAttempts | do.AcknowledgeEntry) -> None:
         if isinstance(effect, do.RecordDecision):
             await self._until_done(
-                lambda: self._decisions.write(self._model, self._epoch, effect.decision_id, effect.record)
+                lambda: self._decisions.write(self._queue, self._epoch, effect.decision_id, effect.record)
             )
             return
         if isinstance(effect, do.AcknowledgeEntry):
             await self._until_done(lambda: self._inbox.acknowledge(effect.entry_id))
             return
-        answers = await self._until_done(lambda: self._store.dispatch(self._model, self._epoch, effect.rows))
+        answers = await self._until_done(lambda: self._store.dispatch(self._queue, self._epoch, effect.rows))
         self._tell(AttemptsBegun(effect.batch_id, tuple(answers)))
 
     async def _append(self, rows: Sequence[EventRow]) -> None:
         async def once() -> list[str]:
-            return await self._store.append(self._model, self._epoch, rows)
+            return await self._store.append(self._queue, self._epoch, rows)
 
         async def again() -> list[str]:
             # The first try may have run, its answer lost; the script writes all rows or none.
@@ -119,18 +119,18 @@ class Writer:
             log.warning("events of attempts that are over", queries=late)
 
     async def _finish(self, rows: Sequence[FinishRow]) -> None:
-        answers = await self._until_done(lambda: self._store.finish(self._model, self._epoch, rows))
+        answers = await self._until_done(lambda: self._store.finish(self._queue, self._epoch, rows))
         stale = [row for row, answer in zip(rows, answers, strict=True) if answer == "stale"]
         if not stale:
             return
         # An attempt was counted whose answer was lost; the lease says that nobody else can have begun it.
         known = await self._until_done(lambda: self._store.read_many([row.name for row in stale]))
         corrected = [replace(row, attempts=q.attempts) for row, q in zip(stale, known, strict=True) if q is not None]
-        await self._until_done(lambda: self._store.finish(self._model, self._epoch, corrected))
+        await self._until_done(lambda: self._store.finish(self._queue, self._epoch, corrected))
 
     async def _publish_costs(self, effects: Sequence[do.PublishCostModels]) -> None:
         newest = {state.deployment: state for effect in effects for state in effect.states}
-        await self._until_done(lambda: self._costs.publish(self._model, self._epoch, list(newest.values())))
+        await self._until_done(lambda: self._costs.publish(self._queue, self._epoch, list(newest.values())))
 
     async def _until_done(
         self, action: Callable[[], Awaitable[T]], again: Callable[[], Awaitable[T]] | None = None
