@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.length_model import HashModel
 from tests.support.profiler import Running, publish_tiny, running
-from tests.support.stack import TRITON_MODEL
+from tests.support.stack import TRITON_MODEL, Bench, SchedulerProcess, owner_is, record_of, until
 from tests.support.tiny_model import make_tiny_model, make_tokenizer
 from tests.support.triton import load, start_triton, write_static_engine
 from uellm.local.redis import EmbeddedRedis
@@ -64,3 +66,29 @@ async def profiler(
         model.batches.clear()
         yield started
         model.release()
+
+
+@pytest.fixture
+async def bench(redis: RedisClient, tiny_triton: EmbeddedTriton) -> Bench:
+    made = Bench(redis, record_of(tiny_triton.address))
+    await made.publish()
+    return made
+
+
+@pytest.fixture
+def replicas(redis_server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[SchedulerProcess]]:
+    made = [SchedulerProcess(redis_server.url, name, tmp_path / f"{name}.log") for name in ("one", "two")]
+    yield made
+    for replica in made:
+        if replica.process is not None and replica.process.poll() is None:
+            replica.signal(signal.SIGCONT)
+            replica.signal(signal.SIGKILL)
+            replica.process.wait(10)
+
+
+@pytest.fixture
+async def scheduler(replicas: list[SchedulerProcess], bench: Bench) -> AsyncIterator[Any]:
+    replicas[0].start()
+    async with replicas[0].stub() as stub:
+        await until(lambda: owner_is(stub, "one"))
+        yield stub

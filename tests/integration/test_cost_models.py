@@ -6,7 +6,6 @@ import asyncio
 import random
 import signal
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,16 +91,6 @@ async def test_a_follower_has_what_is_published_of_the_plan_that_it_asks_for(red
             return directory.of(record).version == "prior/roofline"
 
         await until(is_prior, 10)
-
-
-@pytest.fixture
-def replicas(redis_server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[SchedulerProcess]]:
-    made = [SchedulerProcess(redis_server.url, name, tmp_path / f"{name}.log") for name in ("one", "two")]
-    yield made
-    for replica in made:
-        if replica.process is not None and replica.process.poll() is None:
-            replica.signal(signal.SIGKILL)
-            replica.process.wait(10)
 
 
 async def test_the_owner_learns_publishes_and_goes_on_after_kill_take_over_and_plan_change(

@@ -18,13 +18,10 @@ from tests.support.stack import (
     SchedulerProcess,
     make_submission,
     owner_is,
-    record_of,
     until,
 )
 from uellm.client import AsyncClient, Client, Endpoints
 from uellm.local.redis import EmbeddedRedis
-from uellm.local.triton import EmbeddedTriton
-from uellm.messaging.connection import RedisClient
 from uellm.messaging.keys import ModelKeys
 from uellm.rpc.errors import InvalidArgumentError, NotFoundError, OutOfRangeError, RefusedError
 from uellm.rpc.status import from_rpc_error
@@ -38,13 +35,6 @@ PARENT = f"tenants/{TENANT}/models/{MODEL}"
 
 def name_of(identifier: str) -> str:
     return f"{PARENT}/queries/{identifier}"
-
-
-@pytest.fixture
-async def bench(redis: RedisClient, tiny_triton: EmbeddedTriton) -> Bench:
-    made = Bench(redis, record_of(tiny_triton.address))
-    await made.publish()
-    return made
 
 
 @pytest.fixture

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.support.stack import MODEL, Bench, SchedulerProcess, make_submission, record_of, until
 from tests.support.tiny_model import make_tiny_model
 from tests.support.triton import load, write_static_engine
-from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import EmbeddedTriton
 from uellm.messaging.connection import RedisClient
 from uellm.messaging.deployments import queue_for, queue_of
@@ -43,16 +40,6 @@ async def records(redis: RedisClient, engines: EmbeddedTriton) -> list[Deploymen
         await Bench(redis, record).publish()
         made.append(record)
     return made
-
-
-@pytest.fixture
-def replicas(redis_server: EmbeddedRedis, tmp_path: Path) -> Iterator[list[SchedulerProcess]]:
-    made = [SchedulerProcess(redis_server.url, name, tmp_path / f"{name}.log") for name in ("one", "two")]
-    yield made
-    for replica in made:
-        if replica.process is not None and replica.process.poll() is None:
-            replica.signal(signal.SIGKILL)
-            replica.process.wait(10)
 
 
 async def owners(replica: SchedulerProcess) -> list[str]:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from uellm.cost.kv_cache import KvCacheLayout
 from uellm.cost.model import CostModel
-from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, ENGINE_KIND_CONTINUOUS, DeploymentRecord
+from uellm.messaging.queries import SCHEMA_VERSION, FinishRow
+from uellm.v1.query_pb2 import Failure, Outcome
+from uellm.v1.stream_pb2 import (
+    DEPLOYMENT_STATE_READY,
+    ENGINE_KIND_CONTINUOUS,
+    Batched,
+    DeploymentRecord,
+    QueryEvent,
+    TokenDelta,
+)
 
+from ..domain.failures import attempt_of
 from ..domain.outcomes import Service
 from ..domain.pending_query import PendingQuery, Progress
 from ..domain.policy import EngineView, RunningRow
+from .events import RowNews
 
 
 @dataclass(slots=True)
@@ -40,6 +51,24 @@ class Row:
         """Forget what was delivered."""
         self.token_ids, self.text = [], []
 
+    def absorb(self, news: RowNews, now_ms: int) -> QueryEvent | None:
+        """Add what came; returns the delta to deliver, None if there is nothing to say."""
+        if not news.token_ids and not news.text:
+            return None
+        if news.token_ids and not self.first_token_ms:
+            self.first_token_ms = now_ms
+        first_index = len(self.token_ids)
+        self.token_ids += news.token_ids
+        self.text.append(news.text)
+        delta = TokenDelta(
+            attempt=self.attempt, first_token_index=first_index, token_ids=news.token_ids, text=news.text
+        )
+        return QueryEvent(schema_version=SCHEMA_VERSION, token_delta=delta)
+
+    def finish(self, outcome: Outcome, last_event: QueryEvent | None = None) -> FinishRow:
+        """Its end."""
+        return FinishRow(self.pending.name, self.pending.entry_id, self.attempt, outcome, last_event)
+
 
 @dataclass(slots=True)
 class Batch:
@@ -64,6 +93,28 @@ class Batch:
     def service(self) -> Service:
         """How its rows are served."""
         return Service(self.deployment.name, self.batch_id, self.rows_at_start, self.dispatch_ms)
+
+    def event(self, attempt: int, decision_id: str) -> QueryEvent:
+        """What a row's stream is told of its dispatch."""
+        batched = Batched(
+            batch_id=self.batch_id,
+            batch_rows=self.rows_at_start,
+            deployment=self.deployment.name,
+            attempt=attempt,
+            decision_id=decision_id,
+        )
+        return QueryEvent(schema_version=SCHEMA_VERSION, batched=batched)
+
+    def query_after(self, row: Row, failure: Failure, now_ms: int) -> PendingQuery:
+        """The query of a row whose attempt failed."""
+        attempt = attempt_of(row.attempt, self.batch_id, self.deployment.name, failure, now_ms)
+        return replace(
+            row.pending,
+            attempts=row.attempt,
+            progress=row.progress,
+            not_before_ms=0,
+            history=(*row.pending.history, attempt),
+        )
 
 
 @dataclass(slots=True)

@@ -11,13 +11,12 @@ from uellm.messaging.queries import SCHEMA_VERSION, DispatchAnswer, DispatchRow,
 from uellm.v1.query_pb2 import (
     QUERY_STATE_CANCELLED,
     QUERY_STATE_COMPLETED,
-    Failure,
     Outcome,
     QueryState,
 )
-from uellm.v1.stream_pb2 import Batched, DeploymentRecord, QueryEvent, Restarted, StepAggregates, TokenDelta
+from uellm.v1.stream_pb2 import DeploymentRecord, QueryEvent, Restarted, StepAggregates
 
-from ..domain.failures import ENGINE_LOST, attempt_of, failure_of, goes_alone, no_more_attempts, retry_at_ms
+from ..domain.failures import ENGINE_LOST, failure_of, goes_alone, no_more_attempts, retry_at_ms
 from ..domain.outcomes import FINISH_REASONS, observation_of, outcome_of
 from ..domain.pending import PendingTable
 from ..domain.pending_query import PendingQuery
@@ -107,7 +106,7 @@ class Flight:
         self._rows.update(dict.fromkeys(rows, batch))
         self.batches[batch_id] = engine.batches[batch_id] = batch
         begin = tuple(
-            DispatchRow(row.pending.name, row.pending.attempts, _batched(batch, row.attempt, decision_id))
+            DispatchRow(row.pending.name, row.pending.attempts, batch.event(row.attempt, decision_id))
             for row in rows.values()
         )
         self._effects.append(do.BeginAttempts(batch_id, begin))
@@ -151,7 +150,7 @@ class Flight:
             row = batch.rows.get(news.name)
             if row is None:
                 continue
-            delta = _absorb(row, news, now_ms)
+            delta = row.absorb(news, now_ms)
             self._pending.tenants.serve(row.pending.tenant, len(news.token_ids), now_ms)
             self.served.count(batch.deployment.name, len(news.token_ids), now_ms)
             if news.finish_reason:
@@ -180,7 +179,7 @@ class Flight:
             self._leave(batch, name)
             if row.cancel_wanted:
                 outcome = self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms)
-                self._effects.append(do.FinishQueries((_finish(row, outcome),)))
+                self._effects.append(do.FinishQueries((row.finish(outcome),)))
             else:
                 self._retry(batch, row, event.error or "the engine lost it", now_ms)
         self._forget(batch)
@@ -188,7 +187,8 @@ class Flight:
     def tick(self, now_ms: int) -> None:
         """End rows past a deadline that says so, and give up engines that do not answer."""
         for name, batch in list(self._rows.items()):
-            if _cancels_at(batch.rows[name].pending, now_ms):
+            needs = batch.rows[name].pending.needs
+            if needs.cancel_on_miss and now_ms > needs.deadline_ms:
                 self.cancel(name)
         for batch in list(self.batches.values()):
             if batch.begun and now_ms - batch.heard_ms > self._limits.engine_stall_ms:
@@ -215,13 +215,13 @@ class Flight:
         match answer.status:
             case "ok":
                 outcome = self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms)
-                self._effects.append(do.FinishQueries((_finish(row, outcome),)))
+                self._effects.append(do.FinishQueries((row.finish(outcome),)))
             case "cancelled":
                 self._effects.append(end(pending, QUERY_STATE_CANCELLED, now_ms))
             case "stale":
                 # The answer to an earlier dispatch was lost: the store has counted it.
                 lost = failure_of("DISPATCH_LOST", "the store's answer to the dispatch was lost")
-                counted = replace(_after(batch, row, lost, now_ms), attempts=answer.attempts)
+                counted = replace(batch.query_after(row, lost, now_ms), attempts=answer.attempts)
                 if why := no_more_attempts(counted, 0, self._limits.max_attempts):
                     self._effects.append(give_up(counted, batch.service, why, now_ms))
                 else:
@@ -250,14 +250,14 @@ class Flight:
             self._retry(batch, row, "the engine ended it", now_ms)
             return None
         if news.finish_reason == "cancelled":
-            return _finish(row, self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms), delta)
+            return row.finish(self._outcome(batch, row, QUERY_STATE_CANCELLED, now_ms), delta)
         failure = failure_of("ENGINE_ERROR", news.error)
-        return failed(_after(batch, row, failure, now_ms), batch.service, failure, now_ms, delta)
+        return failed(batch.query_after(row, failure, now_ms), batch.service, failure, now_ms, delta)
 
     def _retry(self, batch: Batch, row: Row, error: str, now_ms: int) -> None:
         if self.handing_over:
             return
-        pending = _after(batch, row, failure_of(ENGINE_LOST, error), now_ms)
+        pending = batch.query_after(row, failure_of(ENGINE_LOST, error), now_ms)
         longest = min(self._limits.retry_backoff_ms * 2 ** (row.attempt - 1), self._limits.longest_backoff_ms)
         backoff = longest * self._random.uniform(0.5, 1.0)
         why = no_more_attempts(pending, batch.dispatch_ms, self._limits.max_attempts)
@@ -284,47 +284,3 @@ class Flight:
     def _drop_if_done(self, engine: Engine) -> None:
         if engine.withdrawn and not engine.batches:
             self.engines.pop(engine.record.name, None)
-
-
-def _after(batch: Batch, row: Row, failure: Failure, now_ms: int) -> PendingQuery:
-    """The query of a row whose attempt failed."""
-    attempt = attempt_of(row.attempt, batch.batch_id, batch.deployment.name, failure, now_ms)
-    return replace(
-        row.pending,
-        attempts=row.attempt,
-        progress=row.progress,
-        not_before_ms=0,
-        history=(*row.pending.history, attempt),
-    )
-
-
-def _finish(row: Row, outcome: Outcome, last_event: QueryEvent | None = None) -> FinishRow:
-    return FinishRow(row.pending.name, row.pending.entry_id, row.attempt, outcome, last_event)
-
-
-def _cancels_at(pending: PendingQuery, now_ms: int) -> bool:
-    return pending.needs.cancel_on_miss and now_ms > pending.needs.deadline_ms
-
-
-def _batched(batch: Batch, attempt: int, decision_id: str) -> QueryEvent:
-    batched = Batched(
-        batch_id=batch.batch_id,
-        batch_rows=batch.rows_at_start,
-        deployment=batch.deployment.name,
-        attempt=attempt,
-        decision_id=decision_id,
-    )
-    return QueryEvent(schema_version=SCHEMA_VERSION, batched=batched)
-
-
-def _absorb(row: Row, news: on.RowNews, now_ms: int) -> QueryEvent | None:
-    """Add news to a row; returns the delta to deliver, None if there is nothing to say."""
-    if not news.token_ids and not news.text:
-        return None
-    if news.token_ids and not row.first_token_ms:
-        row.first_token_ms = now_ms
-    first_index = len(row.token_ids)
-    row.token_ids += news.token_ids
-    row.text.append(news.text)
-    delta = TokenDelta(attempt=row.attempt, first_token_index=first_index, token_ids=news.token_ids, text=news.text)
-    return QueryEvent(schema_version=SCHEMA_VERSION, token_delta=delta)

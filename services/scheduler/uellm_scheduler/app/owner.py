@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from uellm.messaging.clock import Clock, entry_time_ms, timestamp
+from uellm.messaging.clock import Clock, timestamp
 from uellm.messaging.connection import RedisClient, raise_if_cancelled
 from uellm.messaging.costs import CostStore
 from uellm.messaging.decisions import DecisionStore
 from uellm.messaging.deployments import DeploymentDirectory
-from uellm.messaging.events import decode_event
 from uellm.messaging.inbox import Entry, Inbox
-from uellm.messaging.keys import ModelKeys, query_keys
+from uellm.messaging.keys import ModelKeys
 from uellm.messaging.lease import Lease
 from uellm.messaging.queries import FinishRow, QueryStore
 from uellm.v1.query_pb2 import QUERY_STATE_FAILED, Failure, Outcome
-from uellm.v1.stream_pb2 import Backlog, DeadLetter, DeploymentRecord, QueryEvent
+from uellm.v1.stream_pb2 import Backlog, DeadLetter, DeploymentRecord
 
 from ..domain.backlog import backlog_of
 from ..domain.entries import is_name_of, problem_of
@@ -34,7 +33,7 @@ from .core import SchedulerCore
 from .limits import CoreLimits
 from .metrics import Metrics
 from .ports import EngineError, Engines
-from .recovery import attempts_of, progress_of
+from .recovery import recover
 from .writer import AWAY, Writer
 
 log = structlog.get_logger(__name__)
@@ -147,7 +146,12 @@ class QueueOwner:
         """Hear entries that former owners had, with what became of them."""
         for at in range(0, len(entries), RECOVERED_AT_ONCE):
             page = entries[at : at + RECOVERED_AT_ONCE]
-            self._hear(page, await _patiently(functools.partial(self._recover, page)))
+            queries = {
+                entry.query.name: (entry.entry_id, entry.query)
+                for entry in page
+                if entry.query is not None and self._makes_sense(entry)
+            }
+            self._hear(page, await _patiently(functools.partial(recover, self._around.store, queries)))
 
     def _hear(self, entries: list[Entry], history: dict[str, on.TakenQuery]) -> None:
         taken = []
@@ -188,36 +192,6 @@ class QueueOwner:
             fail_time=timestamp(self._around.clock.now_ms()),
         )
         self._writer.put(do.FinishQueries((FinishRow(query.name, entry.entry_id, 0, outcome, dead_letter=letter),)))
-
-    async def _recover(self, entries: list[Entry]) -> dict[str, on.TakenQuery]:
-        """What became, under earlier owners, of the queries that were taken over."""
-        queries = {
-            entry.query.name: (entry.entry_id, entry.query)
-            for entry in entries
-            if entry.query is not None and self._makes_sense(entry)
-        }
-        stored = await self._around.store.read_many(list(queries))
-        begun = [one for one in stored if one is not None and (one.attempts or one.cancel_requested)]
-        histories = await self._histories([one.name for one in begun])
-        return {
-            one.name: on.TakenQuery(
-                one.name,
-                *queries[one.name],
-                one.attempts,
-                progress_of(events),
-                one.cancel_requested,
-                attempts_of(events),
-            )
-            for one, events in zip(begun, histories, strict=True)
-        }
-
-    async def _histories(self, names: Sequence[str]) -> list[list[tuple[int, QueryEvent]]]:
-        """What became of each query under earlier owners."""
-        async with self._around.redis.pipeline(transaction=False) as pipeline:
-            for name in names:
-                pipeline.xrange(query_keys(name).events)
-            streams = await pipeline.execute()
-        return [list(_events(stream)) for stream in streams]
 
     # --- engines ---
 
@@ -304,13 +278,6 @@ class QueueOwner:
         takers = flight.views(accepting=True)
         now_ms = self._around.clock.now_ms()
         return backlog_of(self.core.pending, flight.views(), takers, self.core.policy.info, now_ms)
-
-
-def _events(stream: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> Iterator[tuple[int, QueryEvent]]:
-    for event_id, fields in stream:
-        event = decode_event(fields)
-        if event is not None:
-            yield entry_time_ms(event_id.decode()), event
 
 
 async def _patiently(action: Callable[[], Any]) -> Any:

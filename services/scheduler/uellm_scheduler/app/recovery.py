@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from uellm.messaging.clock import entry_time_ms
+from uellm.messaging.connection import RedisClient
+from uellm.messaging.events import decode_event
+from uellm.messaging.keys import query_keys
+from uellm.messaging.queries import QueryStore
 from uellm.v1.query_pb2 import Failure
-from uellm.v1.stream_pb2 import Attempt, QueryEvent
+from uellm.v1.stream_pb2 import Attempt, ProfiledQuery, QueryEvent
 
 from ..domain.pending_query import Progress
+from .events import TakenQuery
+
+
+async def recover(store: QueryStore, queries: Mapping[str, tuple[str, ProfiledQuery]]) -> dict[str, TakenQuery]:
+    """What became of queries (by name: entry id, entry) under earlier owners, where anything did."""
+    stored = await store.read_many(list(queries))
+    begun = [one for one in stored if one is not None and (one.attempts or one.cancel_requested)]
+    histories = await _histories(store.redis, [one.name for one in begun])
+    return {
+        one.name: TakenQuery(
+            one.name,
+            *queries[one.name],
+            one.attempts,
+            progress_of(events),
+            one.cancel_requested,
+            attempts_of(events),
+        )
+        for one, events in zip(begun, histories, strict=True)
+    }
+
+
+async def _histories(redis: RedisClient, names: Sequence[str]) -> list[list[tuple[int, QueryEvent]]]:
+    """The events of each query, with their times in ms."""
+    async with redis.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.xrange(query_keys(name).events)
+        streams = await pipeline.execute()
+    return [list(_events(stream)) for stream in streams]
+
+
+def _events(stream: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> Iterator[tuple[int, QueryEvent]]:
+    for event_id, fields in stream:
+        event = decode_event(fields)
+        if event is not None:
+            yield entry_time_ms(event_id.decode()), event
 
 
 def progress_of(events: Iterable[tuple[int, QueryEvent]]) -> Progress:
