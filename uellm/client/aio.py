@@ -28,7 +28,13 @@ from uellm.client.submitting import WINDOW, Answered, AsyncFeed, Outbox, Wanted
 from uellm.rpc.channel import ClientTls
 from uellm.rpc.errors import UellmError, UnavailableError
 from uellm.rpc.status import from_rpc_error
-from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
+from uellm.v1.deployer_pb2 import (
+    Deployment,
+    GetTopologyRequest,
+    GetTopologyResponse,
+    ListDeploymentsRequest,
+    Topology,
+)
 from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
 from uellm.v1.profiler_pb2 import (
     DescribePredictorRequest,
@@ -363,6 +369,11 @@ class AsyncClient:
             if not page.next_page_token:
                 return found
             request.page_token = page.next_page_token
+
+    async def topology(self) -> Topology:
+        """The deployer's devices, how they are linked, and what memory of theirs is free now."""
+        response: GetTopologyResponse = await self._call(self._deployer.GetTopology, GetTopologyRequest())
+        return response.topology
 
     async def _call(self, method: Any, request: Any, *, seconds: float = 0.0) -> Any:
         try:

@@ -95,6 +95,7 @@ def topology(message: deployer_pb2.Topology) -> Topology:
         devices=tuple(_device(device) for device in message.devices),
         links=tuple(_link(link) for link in message.links),
         source=message.source or "file",
+        warnings=tuple(message.warnings),
     )
 
 
@@ -172,6 +173,8 @@ def _device(message: deployer_pb2.Device) -> Device:
         flops=message.flops_per_second,
         numa_node=message.numa_node,
         pci_bus_id=message.pci_bus_id,
+        cpu_affinity=message.cpu_affinity,
+        parent_id=message.parent_id,
     )
 
 
@@ -183,4 +186,5 @@ def _link(message: deployer_pb2.Link) -> Link:
         bandwidth=message.bandwidth_bytes_per_second,
         latency_seconds=message.latency.ToNanoseconds() / 1e9,
         peer_access=message.peer_access,
+        assumed=message.assumed,
     )
