@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -132,7 +132,9 @@ class Nvml:
 
         `nvmlDeviceGetNumaNodeId` is of the GPU's own memory, on hosts where that is a node, too.
         """
-        mask = ask((), pynvml.nvmlDeviceGetMemoryAffinity, handle, _NODE_WORDS, pynvml.NVML_AFFINITY_SCOPE_NODE)
+        mask: Sequence[int] = ask(
+            (), pynvml.nvmlDeviceGetMemoryAffinity, handle, _NODE_WORDS, pynvml.NVML_AFFINITY_SCOPE_NODE
+        )
         nodes = [64 * word + bit for word, bits in enumerate(mask) for bit in range(64) if bits >> bit & 1]
         if len(nodes) == 1:
             return nodes[0]

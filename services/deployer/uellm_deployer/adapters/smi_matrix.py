@@ -110,7 +110,9 @@ class _Line:
 
     @property
     def is_header(self) -> bool:
-        """Whether names follow the first name, or a heading, or nothing; cells follow it in a row."""
+        """Whether names follow the first name, or a heading, or nothing; every row has a cell for itself."""
+        if any(token.text == SELF for token in self.tokens):
+            return False
         if len(self.tokens) == 1:
             return True
         second = self.tokens[1].text

@@ -49,6 +49,9 @@ def parse_topology(
     warnings = [*(classes.warnings if classes else ()), *(peers.warnings if peers else ())]
     if classes is None:
         warnings.append("no link classes in it, taken as SYS: give the output of `nvidia-smi topo -m`, too")
+    most = max(map(nvlinks, found.cells.values()), default=0)
+    if gpu is not None and most > gpu.nvlinks:
+        warnings.append(f"NV{most} in it, but {gpu.name} has {gpu.nvlinks} NVLinks: is that the right GPU?")
     devices = tuple(_device(found, name, gpu) for name in found.names)
     attachments = dict.fromkeys(found.names, gpu.attachment) if gpu else {}
     links = []
