@@ -27,6 +27,7 @@ from uellm.cli.topology.svg import text_width
 from uellm.v1 import deployer_pb2 as pb
 from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer, add_DeployerServiceServicer_to_server
 
+ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 TEXT = "{http://www.w3.org/2000/svg}text"
 Run = Callable[..., tuple[int, str, str]]
@@ -208,7 +209,7 @@ links: [{devices: [g0, g1], class: PIX}, {devices: [g1, g2], class: PIX}]
         message(switched(), "H100"),
         message(cube_mesh(), "V100"),
         message(CROWDED),
-        message((Path(__file__).parents[2] / "examples" / "topology.yaml").read_text()),
+        message((ROOT / "examples" / "topology.yaml").read_text()),
     ],
     ids=["one", "pair", "switched", "cube mesh", "no tree", "example"],
 )
@@ -227,6 +228,12 @@ def test_no_text_lies_over_another_or_outside(topology: pb.Topology) -> None:
     for (a, left, top, right, bottom), (b, *other) in combinations(boxes, 2):
         apart = right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
         assert apart, f"{a!r} lies over {b!r}"
+
+
+def test_the_page_shows_the_example() -> None:
+    """If it fails: `uellm topology --file examples/topology.yaml --svg docs/topology.svg`, and look at it."""
+    drawn = draw(Machine(message((ROOT / "examples" / "topology.yaml").read_text())))
+    assert drawn == (ROOT / "docs" / "topology.svg").read_text()
 
 
 def test_names_are_escaped() -> None:

@@ -76,9 +76,7 @@ def arrange(topology: Topology) -> Layout:
     """Arrange a machine."""
     labels = _labels(topology)
     roots = _tree(topology, labels)
-    # A path that is not told is drawn only where it leads on to one that is.
-    tops = (child for root in roots for child in (root.children if _untold(root) else (root,)))
-    joints = tuple(top for top in tops if isinstance(top, Joint))
+    joints = tuple(top for root in roots for top in _told(root) if isinstance(top, Joint))
     cliques = _cliques(topology)
     in_cliques = {id(link) for clique in cliques for link in clique.links}
     meeting = _meetings(joints)
@@ -138,8 +136,9 @@ def _tree(topology: Topology, labels: Mapping[str, str]) -> list[Joint | str]:
     return sorted(dict.fromkeys(roots.values()), key=lambda root: min(position[leaf] for leaf in leaves(root)))
 
 
-def _untold(root: Joint | str) -> bool:
-    return isinstance(root, Joint) and root.link_class == NOT_TOLD
+def _told(root: Joint | str) -> tuple[Joint | str, ...]:
+    """The root, or its children: a path that is not told is drawn only where it leads on to one that is."""
+    return root.children if isinstance(root, Joint) and root.link_class == NOT_TOLD else (root,)
 
 
 def _same(link: Link, labels: Mapping[str, str]) -> bool:

@@ -67,8 +67,8 @@ class Svg:
         fill: str = "#1f2933",
     ) -> float:
         """A line of text; returns where it ends at the most."""
-        style = {"font_size": size, "font_weight": weight, "text_anchor": anchor, "fill": fill}
-        self._add(Layer.FRONT, "text", text, x=x, y=y, **style)
+        style = {"font_weight": weight, "text_anchor": anchor, "fill": fill}
+        self._add(Layer.FRONT, "text", text, x=x, y=y, font_size=size, **style)
         return x + text_width(text, size)
 
     def document(self, width: float, height: float) -> str:
@@ -79,7 +79,7 @@ class Svg:
         parts += [element for layer in Layer for element in self._elements[layer]]
         return "\n".join([*parts, "</svg>", ""])
 
-    def _add(self, layer: Layer, tag: str, content: str = "", **attributes: str | float) -> None:
+    def _add(self, layer: Layer, tag: str, content: str = "", /, **attributes: str | float) -> None:
         written = " ".join(
             f"{name.replace('_', '-')}={quoteattr(f'{value:.4g}' if isinstance(value, float) else str(value))}"
             for name, value in attributes.items()
