@@ -24,6 +24,8 @@ from uellm.cli.topology.drawing import draw
 from uellm.cli.topology.layout import Joint, arrange, leaves
 from uellm.cli.topology.machine import Machine, Placed
 from uellm.cli.topology.svg import text_width
+from uellm.client import AsyncClient, Client
+from uellm.client.endpoints import Endpoints
 from uellm.v1 import deployer_pb2 as pb
 from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer, add_DeployerServiceServicer_to_server
 
@@ -173,6 +175,16 @@ def test_of_the_deployer_with_what_is_placed(run: Run, tmp_path: Path) -> None:
             "planned_bytes": 17 * GIB,
         }
     ]
+
+
+@pytest.mark.usefixtures("deployer")
+async def test_both_clients_ask_for_it() -> None:
+    endpoints = Endpoints.from_environment()
+    async with AsyncClient(endpoints) as client:
+        found = await client.topology()
+    with Client(endpoints) as blocking:
+        assert blocking.topology() == found
+    assert found.source == "nvml"
 
 
 def message(text: str, gpu: str = "") -> pb.Topology:

@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uellm_deployer import decoding, encoding
 from uellm_deployer.adapters.gpu_catalogue import catalogue
 from uellm_deployer.adapters.smi_matrix import MatrixError
 from uellm_deployer.adapters.smi_topology import parse_topology, render_topology
@@ -219,6 +220,42 @@ def topologies(draw) -> Topology:
 @given(topologies())
 def test_what_is_written_is_read_again(topology):
     assert parse_topology(render_topology(topology), gpu=A100) == topology
+
+
+STRANGE = ["GPU0", "GPU9", "NIC0", "X", "NV4", "NV0", "OK", "...", "N/A", "0-3", "CPU", "9" * 30, "\x1b[4m", "``"]
+
+
+@st.composite
+def damaged(draw) -> str:
+    """Lines and cells lost, doubled or strange."""
+    text = draw(st.sampled_from([switched(), cube_mesh(), PAIR + PEERS]))
+    lines = [line.split("\t") for line in text.splitlines()]
+    for _ in range(draw(st.integers(1, 4))):
+        line = draw(st.integers(0, len(lines) - 1))
+        cell = draw(st.integers(0, len(lines[line]) - 1))
+        match draw(st.sampled_from(["drop line", "double line", "drop cell", "put cell"])):
+            case "drop line":
+                lines[line] = [""]
+            case "double line":
+                lines.insert(line, list(lines[line]))
+            case "drop cell":
+                lines[line][cell] = ""
+            case "put cell":
+                lines[line][cell] = draw(st.sampled_from(STRANGE))
+    return "\n".join("\t".join(line) for line in lines)
+
+
+@settings(max_examples=150, deadline=None)
+@given(damaged())
+def test_damage_ends_in_a_refusal_or_in_a_machine_that_can_be_sent(text):
+    try:
+        topology = parse_topology(text)
+    except MatrixError as refused:
+        said = str(refused)
+    else:
+        said = "nvidia-smi"
+        assert decoding.topology(encoding.topology_message(topology)) == topology
+    assert "nvidia-smi" in said
 
 
 def test_devices_with_other_ids_are_numbered():

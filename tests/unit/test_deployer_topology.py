@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from uellm_deployer import decoding, encoding
 from uellm_deployer.adapters.cpu import measured_rates, read_cpu
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
+
+from uellm.rpc.errors import InvalidArgumentError
+from uellm.v1 import deployer_pb2 as pb
 
 
 def test_a_topology_there_and_back():
@@ -25,6 +29,18 @@ def test_a_topology_there_and_back():
     link = Link("MIG-1", "NIC0", "PIX", 32e9, 10e-6, peer_access=True, assumed=True)
     topology = Topology((mig, nic), (link,), "file", ("line 3, column 9: unknown link class C2C, taken as SYS",))
     assert decoding.topology(encoding.topology_message(topology)) == topology
+
+
+def test_rates_of_a_described_machine_are_numbers():
+    device = pb.Device(id="a", kind="gpu", flops_per_second=float("nan"), memory_bandwidth_bytes_per_second=-1)
+    link = pb.Link(device_a="a", device_b="a", bandwidth_bytes_per_second=float("inf"))
+    with pytest.raises(InvalidArgumentError) as refused:
+        decoding.topology(pb.Topology(devices=[device], links=[link]))
+    assert [violation.field for violation in refused.value.violations] == [
+        "topology.devices[0].memory_bandwidth_bytes_per_second",
+        "topology.devices[0].flops_per_second",
+        "topology.links[0].bandwidth_bytes_per_second",
+    ]
 
 
 def test_the_processor_is_measured():

@@ -21,6 +21,7 @@ DEFAULT_BACKEND = "hf"
 MAX_BATCH_ROWS = 1024
 MAX_SECONDS = 86_400.0
 MAX_PATH_BYTES = 4_096
+MAX_RATE = 1e18
 DEFAULT_BATCH_ROWS = 8
 
 _OBJECTIVES = {
@@ -87,9 +88,13 @@ def topology(message: deployer_pb2.Topology) -> Topology:
     for index, device in enumerate(message.devices):
         if device.kind not in kinds:
             violations.add(f"topology.devices[{index}].kind", f"must be one of {', '.join(kinds)}")
+        for rate in ("memory_bandwidth_bytes_per_second", "flops_per_second"):
+            violations.finite(f"topology.devices[{index}].{rate}", getattr(device, rate), 0, MAX_RATE)
     for index, link in enumerate(message.links):
         if not {link.device_a, link.device_b} <= set(ids):
             violations.add(f"topology.links[{index}]", "must be between devices of the topology")
+        field = f"topology.links[{index}].bandwidth_bytes_per_second"
+        violations.finite(field, link.bandwidth_bytes_per_second, 0, MAX_RATE)
     violations.raise_if_any()
     return Topology(
         devices=tuple(_device(device) for device in message.devices),

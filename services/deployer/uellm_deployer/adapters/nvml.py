@@ -180,22 +180,24 @@ def _mig_devices(handle: Any, gpu: Device) -> tuple[Device, ...] | None:
     mode, _ = ask([pynvml.NVML_DEVICE_MIG_DISABLE] * 2, pynvml.nvmlDeviceGetMigMode, handle)
     if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
         return None
-    parts = []
-    for index in range(ask(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
-        part = ask(None, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
-        memory = ask(None, pynvml.nvmlDeviceGetMemoryInfo, part) if part else None
-        if memory is not None:
-            parts.append(_mig_device(part, memory, gpu))
-    return tuple(parts)
+    found = (
+        ask(None, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+        for index in range(ask(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle))
+    )
+    parts = (_mig_device(part, gpu) for part in found if part is not None)
+    return tuple(part for part in parts if part is not None)
 
 
-def _mig_device(part: Any, memory: Any, gpu: Device) -> Device:
-    """Its share of the GPU: of bandwidth by memory, of arithmetic by slices."""
+def _mig_device(part: Any, gpu: Device) -> Device | None:
+    """Its share of the GPU: of bandwidth by memory, of arithmetic by slices. None if it is gone meanwhile."""
+    uuid, memory = ask("", pynvml.nvmlDeviceGetUUID, part), ask(None, pynvml.nvmlDeviceGetMemoryInfo, part)
+    if not uuid or memory is None:
+        return None
     attributes = ask(None, pynvml.nvmlDeviceGetAttributes, part)
     slices = attributes.computeInstanceSliceCount if attributes else 0
     return replace(
         gpu,
-        id=_text(pynvml.nvmlDeviceGetUUID(part)),
+        id=_text(uuid),
         model=_text(ask(gpu.model, pynvml.nvmlDeviceGetName, part)),
         memory_bytes=int(memory.total),
         free_memory_bytes=int(memory.free),

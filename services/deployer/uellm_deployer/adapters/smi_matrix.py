@@ -72,19 +72,18 @@ def read_matrices(text: str) -> list[Matrix]:
     readers: list[_Reader] = []
     nic_names: dict[str, str] = {}
     for line in lines:
-        legend = _LEGEND.match(line.text)
-        if legend:
+        if legend := _LEGEND.match(line.text):
             nic_names[legend["nic"]] = legend["name"]
-        elif not (line.tokens and GPU_NAME.fullmatch(line.tokens[0].text)) and not (
-            readers and line.tokens and line.tokens[0].text in readers[-1].names
-        ):
+            continue
+        known = readers[-1].names if readers else ()
+        if not (GPU_NAME.fullmatch(line.first) or line.first in known):
             continue  # legends, code fences, prompts
-        elif line.is_header:
+        if line.is_header:
             readers.append(_Reader.of(line))
-        elif not readers:
-            raise MatrixError(f"a row before the line that names the columns (GPU0 GPU1 ...); {_HOW}", line.number, 1)
-        else:
+        elif readers:
             readers[-1].row(line)
+        else:
+            raise MatrixError(f"a row before the line that names the columns (GPU0 GPU1 ...); {_HOW}", line.number, 1)
     if not readers:
         raise MatrixError(f"no matrix in it: no line begins with GPU0; {_HOW}")
     return [reader.matrix(nic_names) for reader in readers]
@@ -109,9 +108,14 @@ class _Line:
         return _Line(number, plain, tokens)
 
     @property
+    def first(self) -> str:
+        """The first word."""
+        return self.tokens[0].text if self.tokens else ""
+
+    @property
     def is_header(self) -> bool:
-        """Whether names follow the first name, or a heading, or nothing; every row has a cell for itself."""
-        if any(token.text == SELF for token in self.tokens):
+        """Whether names follow the first GPU, or a heading, or nothing; every row has a cell for itself."""
+        if not GPU_NAME.fullmatch(self.first) or any(token.text == SELF for token in self.tokens):
             return False
         if len(self.tokens) == 1:
             return True

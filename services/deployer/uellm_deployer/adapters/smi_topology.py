@@ -21,7 +21,7 @@ from uellm_deployer.domain.interconnect import LinkRates, nvlinks
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 _UNKNOWN = "N/A"
-_FIRST_NUMBER = re.compile(r"\d+", re.ASCII)
+_FIRST_NODE = re.compile(r"\d{1,4}(?!\d)", re.ASCII)
 _NO_RATES = LinkRates()
 
 
@@ -45,7 +45,8 @@ def parse_topology(
     if found is None or (peer_text and peers is None):
         raise MatrixError("expected the output of `nvidia-smi topo -p2p r`")
     if classes and peers and classes.gpus != peers.gpus:
-        raise MatrixError(f"links of {', '.join(classes.gpus)}, but peer access of {', '.join(peers.gpus)}")
+        what = f"links of {', '.join(classes.gpus)}, but peer access of {', '.join(peers.gpus)}"
+        raise MatrixError(f"{what}: save `nvidia-smi topo -m` and `nvidia-smi topo -p2p r` of one machine")
     warnings = [*(classes.warnings if classes else ()), *(peers.warnings if peers else ())]
     if classes is None:
         warnings.append("no link classes in it, taken as SYS: give the output of `nvidia-smi topo -m`, too")
@@ -101,7 +102,7 @@ def _device(matrix: Matrix, name: str, gpu: GpuModel | None) -> Device:
     if name not in matrix.gpus:
         return Device(name, DeviceKind.NIC, matrix.nic_names.get(name, ""), 0, 0)
     cpu_affinity, numa, *_ = (*matrix.affinities.get(name, ()), "", "")
-    first = _FIRST_NUMBER.match(numa)
+    first = _FIRST_NODE.match(numa)
     node = int(first[0]) if first else -1
     if gpu is not None:
         return gpu.device(name, node, cpu_affinity)

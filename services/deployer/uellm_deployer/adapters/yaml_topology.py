@@ -20,6 +20,8 @@ from uellm_deployer.domain.interconnect import NVLINK_CLASS, PCIE_CLASSES, Attac
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 MAX_DEVICES = 1024
+MAX_QUANTITY = 1e18
+MAX_NUMA_NODE = 1023
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*([kKMGTP]?)(i?)\s*(B|B/s|FLOPS|FLOP/s|s)?", re.ASCII)
 _SMALL = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms)", re.ASCII)
@@ -44,7 +46,7 @@ def _link_class(value: object) -> object:
     return value
 
 
-Quantity = Annotated[float, BeforeValidator(_quantity), Field(gt=0, strict=True, allow_inf_nan=False)]
+Quantity = Annotated[float, BeforeValidator(_quantity), Field(gt=0, le=MAX_QUANTITY, strict=True)]
 LinkClass = Annotated[str, BeforeValidator(_link_class)]
 
 
@@ -58,10 +60,10 @@ class _Device(_Strict):
     kind: DeviceKind = DeviceKind.GPU
     model: str = ""
     memory: Quantity | None = None
-    free_memory: Annotated[float, BeforeValidator(_quantity), Field(ge=0, strict=True)] | None = None
+    free_memory: Annotated[float, BeforeValidator(_quantity), Field(ge=0, le=MAX_QUANTITY, strict=True)] | None = None
     memory_bandwidth: Quantity | None = None
     flops: Quantity | None = None
-    numa_node: int | None = Field(default=None, ge=0, strict=True)
+    numa_node: int | None = Field(default=None, ge=0, le=MAX_NUMA_NODE, strict=True)
     pci_bus_id: str = ""
 
     @property
