@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uellm_deployer.adapters.gpu_catalogue import FILE, catalogue
 from uellm_deployer.domain.gpus import Catalogue
-from uellm_deployer.domain.interconnect import UNKNOWN_ATTACHMENT, LinkRates, class_rank, known_class, nvlinks
+from uellm_deployer.domain.interconnect import UNKNOWN_ATTACHMENT, LinkRates
 
+from uellm.links import class_rank, known_class, nvlinks
 from uellm.rpc.errors import InvalidArgumentError
 
 KEYS = {"name", "aliases", "memory_mib", "memory_gb_s", "fp16_tflops", "nvlinks", "nvlink_gb_s", "pcie", "pcie_lanes"}

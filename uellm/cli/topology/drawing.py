@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from uellm.cli.topology.cards import CARD_WIDTHS, GAP, card, card_height, colours, keys
-from uellm.cli.topology.layout import NOT_TOLD, Clique, Joint, Layout, arrange, class_rank, is_nvlink
+from uellm.cli.topology.layout import NOT_TOLD, Clique, Joint, Layout, arrange, is_nvlink
 from uellm.cli.topology.machine import Machine
 from uellm.cli.topology.report import show_origin, show_rates
 from uellm.cli.topology.svg import Layer, Svg, cut
+from uellm.links import class_rank, nvlinks
 from uellm.v1.deployer_pb2 import Link
 
 MARGIN, GROUP_PAD, GROUP_GAP, LABEL_HEIGHT = 28.0, 14.0, 26.0, 20.0
@@ -40,7 +41,7 @@ class _Drawing:
         self._layout: Layout = arrange(machine.topology)
         self._links = machine.topology.links
         self._classes = sorted({link.link_class for link in self._links}, key=class_rank)
-        nvlink = [name for name in self._classes if class_rank(name) < 0]
+        nvlink = [name for name in self._classes if nvlinks(name)]
         self._colours = _COLOURS | {
             name: _NVLINK_COLOURS[min(n, len(_NVLINK_COLOURS) - 1)] for n, name in enumerate(nvlink)
         }
@@ -168,8 +169,8 @@ class _Drawing:
         for name in self._classes:
             links = [link for link in self._links if link.link_class == name]
             self._svg.line(MARGIN, y - 4, MARGIN + 40, y - 4, self._colours.get(name, _GREY), _width(links))
-            count = -class_rank(name)
-            meaning = f"{count} NVLink{'s' * (count > 1)}" if count > 0 else MEANINGS.get(name, "")
+            count = nvlinks(name)
+            meaning = f"{count} NVLink{'s' * (count > 1)}" if count else MEANINGS.get(name, "")
             origin = show_origin(links)
             text = f"{name}: {meaning}, {show_rates(links)} each way{f', {origin}' if origin else ''}"
             right = max(right, self._svg.text(MARGIN + 52, y, text, size=12))

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+from uellm.links import PCIE_CLASSES, class_rank, nvlinks
 from uellm.v1.deployer_pb2 import Device, Link, Topology
 
-PCIE_CLASSES = ("PIX", "PXB", "PHB", "NODE", "SYS")
 NOT_TOLD = ""
 """Class of a joint between devices of one NUMA node whose path over PCIe nobody told."""
 
-_NVLINKS = re.compile(r"NV(\d+)", re.ASCII)
 _FEWEST_IN_A_CLIQUE = 3
-
-
-def class_rank(link_class: str) -> int:
-    """Nearer is less; most NVLinks first."""
-    match = _NVLINKS.fullmatch(link_class)
-    if match:
-        return -int(match[1])
-    return 1 + PCIE_CLASSES.index(link_class) if link_class in PCIE_CLASSES else 1 + len(PCIE_CLASSES)
 
 
 def is_nvlink(link: Link) -> bool:
     """Whether it is over NVLink."""
-    return class_rank(link.link_class) < 0
+    return nvlinks(link.link_class) > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from uellm.cli.output import print_line, stderr, stdout
-from uellm.cli.topology.layout import class_rank
 from uellm.cli.topology.machine import Machine
 from uellm.cli.values import show_bytes
+from uellm.links import class_rank
 from uellm.v1.deployer_pb2 import Device, Link
 
 _UNKNOWN = "-"

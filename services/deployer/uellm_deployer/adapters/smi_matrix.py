@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from uellm.links import known_class
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
-from uellm_deployer.domain.interconnect import known_class
 
 SELF = "X"
 PEER_OK = "OK"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
+from uellm.links import nvlinks
 from uellm_deployer.adapters.smi_matrix import (
     AFFINITY_COLUMNS,
     GPU_NAME,
@@ -17,7 +18,7 @@ from uellm_deployer.adapters.smi_matrix import (
     read_matrices,
 )
 from uellm_deployer.domain.gpus import GpuModel
-from uellm_deployer.domain.interconnect import LinkRates, nvlinks
+from uellm_deployer.domain.interconnect import LinkRates
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 _UNKNOWN = "N/A"

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from uellm.links import PCIE_CLASSES, known_class
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm.rpc.violations import Violations
 from uellm_deployer.adapters.smi_matrix import MatrixError
 from uellm_deployer.adapters.smi_topology import parse_topology
 from uellm_deployer.domain.gpus import Catalogue, GpuModel
-from uellm_deployer.domain.interconnect import NVLINK_CLASS, PCIE_CLASSES, Attachment, LinkRates, known_class
+from uellm_deployer.domain.interconnect import NVLINK_CLASS, Attachment, LinkRates
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 MAX_DEVICES = 1024
@@ -111,8 +112,14 @@ def _validated(text: str) -> _File:
     try:
         return _File.model_validate(content)
     except ValidationError as error:
-        found = [FieldViolation(_path(one["loc"]), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        found = [FieldViolation(_path(one["loc"]), _message(one["type"], one["msg"])) for one in error.errors()]
         raise InvalidArgumentError(found) from error
+
+
+def _message(kind: str, message: str) -> str:
+    return (
+        "is no key here: see docs/topology.md" if kind == "extra_forbidden" else message.removeprefix("Value error, ")
+    )
 
 
 def _path(location: tuple[str | int, ...]) -> str:

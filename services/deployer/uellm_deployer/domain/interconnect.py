@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from uellm.links import nvlinks
 from uellm_deployer.domain.topology import Link
-
-PCIE_CLASSES = ("PIX", "PXB", "PHB", "NODE", "SYS")
-"""Paths over PCIe as nvidia-smi names them, nearest first."""
 
 LATENCY_SECONDS = 10e-6
 """Of a transfer between two devices: AIConfigurator's point-to-point latency."""
@@ -20,25 +17,8 @@ CROSS_SOCKET_SHARE = 0.6
 NVLINK_CLASS = "NV"
 """Key of one NVLink among bandwidths by class."""
 
-_NVLINKS = re.compile(r"NV([1-9]\d*)", re.ASCII)
 # Bytes a second and direction of one lane, by generation.
 _PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
-
-
-def nvlinks(link_class: str) -> int:
-    """How many NVLinks a class bundles: 4 of `NV4`; 0 of a path over PCIe."""
-    match = _NVLINKS.fullmatch(link_class)
-    return int(match[1]) if match else 0
-
-
-def known_class(link_class: str) -> bool:
-    """Whether it is a class of nvidia-smi's, in its present spelling."""
-    return link_class in PCIE_CLASSES or nvlinks(link_class) > 0
-
-
-def class_rank(link_class: str) -> int:
-    """Nearer is less: `NV12` < `NV4` < `PIX` < `PXB` < `PHB` < `NODE` < `SYS`."""
-    return PCIE_CLASSES.index(link_class) if link_class in PCIE_CLASSES else -nvlinks(link_class)
 
 
 def pcie_bandwidth(generation: int, lanes: int) -> float:
