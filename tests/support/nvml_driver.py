@@ -28,6 +28,7 @@ class NvLink:
     kind: int | None = LINK_TO_SWITCH
     bus_id: str = ""
     active: bool = True
+    wired: bool = True
 
 
 @dataclass
@@ -159,7 +160,9 @@ class NvmlDriver:
     def nvmlDeviceGetNvLinkState(self, gpu, link, active):
         if not gpu.nvlinks:
             return NOT_SUPPORTED
-        return _put(active, int(gpu.nvlinks[link].active)) if link < len(gpu.nvlinks) else INVALID
+        if link >= len(gpu.nvlinks):
+            return INVALID
+        return _put(active, int(gpu.nvlinks[link].active)) if gpu.nvlinks[link].wired else NOT_SUPPORTED
 
     def nvmlDeviceGetNvLinkRemoteDeviceType(self, gpu, link, kind):
         told = gpu.nvlinks[link].kind

@@ -93,7 +93,8 @@ def links(count: int, kind: int | None, bus_id: str = "") -> list[NvLink]:
 @pytest.mark.parametrize("kind", [LINK_TO_GPU, None])
 def test_links_to_the_peer_count_as_they_are(read, to_b, kind):
     """Bus ids vary in form; old drivers don't tell what kind of device is there."""
-    a = Gpu("GPU-a", A, nvlinks=[*links(2, kind, to_b), NvLink(kind, to_b, active=False)])
+    others = [NvLink(kind, to_b, active=False), NvLink(wired=False)]
+    a = Gpu("GPU-a", A, nvlinks=[*others, *links(2, kind, to_b)])
     _, (link,) = read(a, Gpu("GPU-b", B, nvlinks=links(2, kind, A)))
     assert (link.link_class, link.bandwidth, link.assumed) == ("NV2", 2 * 25e9, True)
 

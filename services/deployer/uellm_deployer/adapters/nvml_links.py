@@ -72,7 +72,7 @@ def _ends(handle: Any, known: set[str]) -> _Ends:
             if pynvml.nvmlDeviceGetNvLinkState(handle, number) != _ACTIVE:
                 continue
         except pynvml.NVMLError:
-            break  # no more links, or none at all
+            continue  # no such link; on some boards that says nothing of the next ones
         counts[_end(handle, number, known)] += 1
         first = number if first is None else first
     return _Ends(counts, 0.0 if first is None else _told_bandwidth(handle, first))
@@ -100,10 +100,12 @@ def _end(handle: Any, number: int, known: set[str]) -> str:
 
 def nominal_bandwidth(handle: Any) -> float:
     """Of one NVLink of a GPU by its version, bytes a second in one direction; 0: unknown, or there is none."""
-    try:
-        return _BY_VERSION.get(pynvml.nvmlDeviceGetNvLinkVersion(handle, 0), 0.0)
-    except pynvml.NVMLError:
-        return 0.0
+    for number in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        try:
+            return _BY_VERSION.get(pynvml.nvmlDeviceGetNvLinkVersion(handle, number), 0.0)
+        except pynvml.NVMLError:
+            continue
+    return 0.0
 
 
 def _told_bandwidth(handle: Any, number: int) -> float:
