@@ -146,6 +146,34 @@ def status(state: State = default_folder()) -> None:
     command(state)
 
 
+@app.command("topology")
+def show_topology(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            help="Output of `nvidia-smi topo -m`, or YAML (docs/topology.md); -: stdin. Default: ask the deployer.",
+        ),
+    ] = None,
+    gpu_model: Annotated[
+        str, typer.Option("--gpu-model", help="What the GPUs of --file are, where it does not say: H100, L40S, ...")
+    ] = "",
+    p2p: Annotated[
+        Path | None,
+        typer.Option("--p2p", exists=True, dir_okay=False, help="Output of `nvidia-smi topo -p2p r`, besides --file."),
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Show devices, how they are linked, and what is placed on them; of this machine, or of one in a file."""
+    from uellm.cli.topology import Wanted, topology
+
+    if file is None and (gpu_model or p2p):
+        raise typer.BadParameter("--gpu-model and --p2p go with --file")
+    topology(Wanted(state, file, gpu_model, p2p, svg, as_json))
+
+
 @app.command()
 def cancel(
     name: Annotated[str, typer.Argument(help="Resource name of a query.")], state: State = default_folder()

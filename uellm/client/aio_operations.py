@@ -15,7 +15,13 @@ from uellm.client.requests import (
 )
 from uellm.rpc.errors import UnavailableError
 from uellm.rpc.status import from_rpc_error
-from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
+from uellm.v1.deployer_pb2 import (
+    Deployment,
+    GetTopologyRequest,
+    GetTopologyResponse,
+    ListDeploymentsRequest,
+    Topology,
+)
 from uellm.v1.profiler_pb2 import (
     DescribePredictorRequest,
     DescribePredictorResponse,
@@ -142,6 +148,11 @@ class AsyncOperations(AsyncConnection):
             self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
         )
         return response
+
+    async def topology(self) -> Topology:
+        """The deployer's devices, how they are linked, and what memory of theirs is free now."""
+        response: GetTopologyResponse = await self._call(self._deployer.GetTopology, GetTopologyRequest())
+        return response.topology
 
     async def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""

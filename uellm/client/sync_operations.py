@@ -13,7 +13,13 @@ from uellm.client.requests import (
 )
 from uellm.client.sync_connection import Connection
 from uellm.rpc.status import from_rpc_error
-from uellm.v1.deployer_pb2 import Deployment, ListDeploymentsRequest
+from uellm.v1.deployer_pb2 import (
+    Deployment,
+    GetTopologyRequest,
+    GetTopologyResponse,
+    ListDeploymentsRequest,
+    Topology,
+)
 from uellm.v1.profiler_pb2 import (
     DescribePredictorRequest,
     DescribePredictorResponse,
@@ -133,6 +139,11 @@ class Operations(Connection):
             self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
         )
         return response
+
+    def topology(self) -> Topology:
+        """The deployer's devices, how they are linked, and what memory of theirs is free now."""
+        response: GetTopologyResponse = self._call(self._deployer.GetTopology, GetTopologyRequest())
+        return response.topology
 
     def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""

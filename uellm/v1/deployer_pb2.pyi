@@ -60,7 +60,7 @@ DEPLOYMENT_STAGE_DONE: DeploymentStage
 DEPLOYMENT_STAGE_ROLL_BACK: DeploymentStage
 
 class Device(_message.Message):
-    __slots__ = ("id", "kind", "model", "memory_bytes", "free_memory_bytes", "memory_bandwidth_bytes_per_second", "flops_per_second", "numa_node", "pci_bus_id")
+    __slots__ = ("id", "kind", "model", "memory_bytes", "free_memory_bytes", "memory_bandwidth_bytes_per_second", "flops_per_second", "numa_node", "pci_bus_id", "cpu_affinity", "parent_id")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,8 @@ class Device(_message.Message):
     FLOPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     NUMA_NODE_FIELD_NUMBER: _ClassVar[int]
     PCI_BUS_ID_FIELD_NUMBER: _ClassVar[int]
+    CPU_AFFINITY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_ID_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     model: str
@@ -79,33 +81,39 @@ class Device(_message.Message):
     flops_per_second: float
     numa_node: int
     pci_bus_id: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., free_memory_bytes: _Optional[int] = ..., memory_bandwidth_bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., numa_node: _Optional[int] = ..., pci_bus_id: _Optional[str] = ...) -> None: ...
+    cpu_affinity: str
+    parent_id: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., model: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., free_memory_bytes: _Optional[int] = ..., memory_bandwidth_bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., numa_node: _Optional[int] = ..., pci_bus_id: _Optional[str] = ..., cpu_affinity: _Optional[str] = ..., parent_id: _Optional[str] = ...) -> None: ...
 
 class Link(_message.Message):
-    __slots__ = ("device_a", "device_b", "link_class", "bandwidth_bytes_per_second", "latency", "peer_access")
+    __slots__ = ("device_a", "device_b", "link_class", "bandwidth_bytes_per_second", "latency", "peer_access", "assumed")
     DEVICE_A_FIELD_NUMBER: _ClassVar[int]
     DEVICE_B_FIELD_NUMBER: _ClassVar[int]
     LINK_CLASS_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     LATENCY_FIELD_NUMBER: _ClassVar[int]
     PEER_ACCESS_FIELD_NUMBER: _ClassVar[int]
+    ASSUMED_FIELD_NUMBER: _ClassVar[int]
     device_a: str
     device_b: str
     link_class: str
     bandwidth_bytes_per_second: float
     latency: _duration_pb2.Duration
     peer_access: bool
-    def __init__(self, device_a: _Optional[str] = ..., device_b: _Optional[str] = ..., link_class: _Optional[str] = ..., bandwidth_bytes_per_second: _Optional[float] = ..., latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peer_access: _Optional[bool] = ...) -> None: ...
+    assumed: bool
+    def __init__(self, device_a: _Optional[str] = ..., device_b: _Optional[str] = ..., link_class: _Optional[str] = ..., bandwidth_bytes_per_second: _Optional[float] = ..., latency: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peer_access: _Optional[bool] = ..., assumed: _Optional[bool] = ...) -> None: ...
 
 class Topology(_message.Message):
-    __slots__ = ("devices", "links", "source")
+    __slots__ = ("devices", "links", "source", "warnings")
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     devices: _containers.RepeatedCompositeFieldContainer[Device]
     links: _containers.RepeatedCompositeFieldContainer[Link]
     source: str
-    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., source: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[Link, _Mapping]]] = ..., source: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetTopologyRequest(_message.Message):
     __slots__ = ()

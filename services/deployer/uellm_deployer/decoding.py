@@ -22,6 +22,7 @@ MAX_QUEUE_SHARD = 63
 MAX_BATCH_ROWS = 1024
 MAX_SECONDS = 86_400.0
 MAX_PATH_BYTES = 4_096
+MAX_RATE = 1e18
 DEFAULT_BATCH_ROWS = 8
 
 _OBJECTIVES = {
@@ -88,14 +89,19 @@ def topology(message: deployer_pb2.Topology) -> Topology:
     for index, device in enumerate(message.devices):
         if device.kind not in kinds:
             violations.add(f"topology.devices[{index}].kind", f"must be one of {', '.join(kinds)}")
+        for rate in ("memory_bandwidth_bytes_per_second", "flops_per_second"):
+            violations.finite(f"topology.devices[{index}].{rate}", getattr(device, rate), 0, MAX_RATE)
     for index, link in enumerate(message.links):
         if not {link.device_a, link.device_b} <= set(ids):
             violations.add(f"topology.links[{index}]", "must be between devices of the topology")
+        field = f"topology.links[{index}].bandwidth_bytes_per_second"
+        violations.finite(field, link.bandwidth_bytes_per_second, 0, MAX_RATE)
     violations.raise_if_any()
     return Topology(
         devices=tuple(_device(device) for device in message.devices),
         links=tuple(_link(link) for link in message.links),
         source=message.source or "file",
+        warnings=tuple(message.warnings),
     )
 
 
@@ -176,6 +182,8 @@ def _device(message: deployer_pb2.Device) -> Device:
         flops=message.flops_per_second,
         numa_node=message.numa_node,
         pci_bus_id=message.pci_bus_id,
+        cpu_affinity=message.cpu_affinity,
+        parent_id=message.parent_id,
     )
 
 
@@ -187,4 +195,5 @@ def _link(message: deployer_pb2.Link) -> Link:
         bandwidth=message.bandwidth_bytes_per_second,
         latency_seconds=message.latency.ToNanoseconds() / 1e9,
         peer_access=message.peer_access,
+        assumed=message.assumed,
     )

@@ -34,7 +34,7 @@ def timestamp(seconds: float) -> Timestamp:
 
 def topology_message(topology: Topology) -> deployer_pb2.Topology:
     """A machine."""
-    message = deployer_pb2.Topology(source=topology.source)
+    message = deployer_pb2.Topology(source=topology.source, warnings=topology.warnings)
     for device in topology.devices:
         message.devices.add(
             id=device.id,
@@ -46,6 +46,8 @@ def topology_message(topology: Topology) -> deployer_pb2.Topology:
             flops_per_second=device.flops,
             numa_node=device.numa_node,
             pci_bus_id=device.pci_bus_id,
+            cpu_affinity=device.cpu_affinity,
+            parent_id=device.parent_id,
         )
     for link in topology.links:
         message.links.add(
@@ -55,6 +57,7 @@ def topology_message(topology: Topology) -> deployer_pb2.Topology:
             bandwidth_bytes_per_second=link.bandwidth,
             latency=duration(link.latency_seconds),
             peer_access=link.peer_access,
+            assumed=link.assumed,
         )
     return message
 

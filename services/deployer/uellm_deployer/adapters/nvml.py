@@ -1,10 +1,9 @@
-"""GPUs and their links by NVML. What a driver does not tell is unknown, never an error."""
+"""GPUs and their links by NVML. What a driver does not tell is unknown or the catalogue's, never an error."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,25 +11,29 @@ from typing import Any, TypeVar
 import pynvml
 import structlog
 
+from uellm_deployer.adapters.gpu_catalogue import catalogue
+from uellm_deployer.adapters.nvml_links import NvLinks, nominal_bandwidth
+from uellm_deployer.domain.gpus import GpuModel
+from uellm_deployer.domain.interconnect import UNKNOWN_ATTACHMENT, Attachment, LinkRates, pcie_bandwidth
 from uellm_deployer.domain.topology import Device, DeviceKind, Link
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-LATENCY_SECONDS = 10e-6
-"""Of a transfer between two devices: AIConfigurator's point-to-point latency."""
-
-CROSS_SOCKET_SHARE = 0.6
-"""Share of a PCIe link's bandwidth left across sockets, where the socket link is shared."""
-
-_ACTIVE = 1
 _P2P_READ = 0  # the module's constant of that name is a tuple
-_P2P_OK = 0
-_LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+_LEVELS = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: "PIX",
+    pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
+    pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: "PHB",
+    pynvml.NVML_TOPOLOGY_NODE: "NODE",
+    pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
+}
+_NODE_WORDS = 16
+"""Of 64 bits, in a mask of NUMA nodes: Linux has at most 1,024."""
 
-# Bytes a second and direction: of one lane by PCIe generation, of one NVLink by NVML's version number.
-_PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
-_NVLINK = {1: 20e9, 2: 25e9, 3: 25e9, 4: 25e9, 5: 25e9, 6: 25e9, 7: 50e9, 8: 50e9}
+_MIG_SLICES = 7
+"""Compute slices of a GPU that can be divided."""
 
 # By compute capability: cores of a multiprocessor, and its dense half-precision operations in a clock.
 _MULTIPROCESSOR = {
@@ -44,128 +47,192 @@ _MULTIPROCESSOR = {
 }
 
 
+def ask(default: T, call: Callable[..., T], *arguments: Any) -> T:
+    """What NVML answers; `default` where the driver does not support the question, or does not know it."""
+    try:
+        return call(*arguments)
+    except pynvml.NVMLError:
+        return default
+
+
 @dataclass(frozen=True, slots=True)
 class _Gpu:
+    """A GPU that holds layers as a whole, or in parts."""
+
     handle: Any
-    device: Device
-    pcie_bandwidth: float
+    parts: tuple[Device, ...]
+    bus_id: str
+    attachment: Attachment
+    pcie_told: bool
+    """Whether the driver told how fast its PCIe is."""
 
 
 class Nvml:
     """An initialised NVML."""
 
-    def __init__(self, nvml: Any, sysfs: Path) -> None:
-        self._nvml = nvml
+    def __init__(self, sysfs: Path) -> None:
         self._sysfs = sysfs
 
     @staticmethod
-    def open(nvml: Any = None, sysfs: Path = Path("/sys")) -> Nvml | None:
-        """Initialise; None if there is no driver. `nvml` is the module `pynvml`."""
-        if nvml is None:
-            nvml = pynvml
+    def open(sysfs: Path = Path("/sys")) -> Nvml | None:
+        """Initialise; None if there is no driver."""
         try:
-            nvml.nvmlInit()
-        except nvml.NVMLError as error:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
             log.info("no NVIDIA driver", reason=str(error))
             return None
-        return Nvml(nvml, sysfs)
+        return Nvml(sysfs)
 
     def read(self) -> tuple[tuple[Device, ...], tuple[Link, ...]]:
-        """The GPUs in PCI order, and a link for each pair."""
-        gpus = [self._gpu(index) for index in range(self._nvml.nvmlDeviceGetCount())]
-        nvlinks = self._nvlinks(gpus)
-        links = tuple(self._link(a, b, nvlinks) for a, b in combinations(gpus, 2))
-        return tuple(gpu.device for gpu in gpus), links
+        """The GPUs in PCI order, or the MIG devices of one that is divided, and a link for each pair."""
+        found = (self._gpu(index) for index in range(ask(0, pynvml.nvmlDeviceGetCount)))
+        gpus = [gpu for gpu in found if gpu is not None and gpu.parts]
+        nvlinks = NvLinks({gpu.bus_id: gpu.handle for gpu in gpus})
+        links = [link for gpu in gpus for link in _links_within(gpu)]
+        for a, b in combinations(gpus, 2):
+            link = _link(a, b, nvlinks)
+            links += [replace(link, device_a=one.id, device_b=other.id) for one in a.parts for other in b.parts]
+        return tuple(device for gpu in gpus for device in gpu.parts), tuple(links)
 
-    def _ask(self, default: T, call: Callable[..., T], *arguments: Any) -> T:
+    def _gpu(self, index: int) -> _Gpu | None:
+        """None if it fell off the bus, or another container has it."""
         try:
-            return call(*arguments)
-        except self._nvml.NVMLError:
-            return default
-
-    def _gpu(self, index: int) -> _Gpu:
-        nvml = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        bus_id = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
+            bus_id = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        except pynvml.NVMLError as error:
+            log.warning("a GPU does not answer", index=index, reason=str(error))
+            return None
+        name = _text(ask("", pynvml.nvmlDeviceGetName, handle))
+        model = catalogue().find(name)
+        total, free = _memory(handle, model)
         device = Device(
-            id=_text(nvml.nvmlDeviceGetUUID(handle)),
+            id=uuid,
             kind=DeviceKind.GPU,
-            model=_text(nvml.nvmlDeviceGetName(handle)),
-            memory_bytes=int(memory.total),
-            free_memory_bytes=int(memory.free),
-            memory_bandwidth=self._memory_bandwidth(handle),
-            flops=self._flops(handle),
+            model=name,
+            memory_bytes=total,
+            free_memory_bytes=free,
+            memory_bandwidth=_memory_bandwidth(handle) or (model.memory_bandwidth if model else 0.0),
+            flops=model.flops if model else _flops(handle),
             numa_node=self._numa_node(handle, bus_id),
             pci_bus_id=bus_id,
+            cpu_affinity=self._sysfs_text(bus_id, "local_cpulist"),
         )
         # The greatest generation and width: the current ones drop when the link is idle.
-        generation = self._ask(0, nvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
-        width = self._ask(0, nvml.nvmlDeviceGetMaxPcieLinkWidth, handle)
-        return _Gpu(handle, device, _PCIE_LANE.get(generation, 0.0) * width)
-
-    def _memory_bandwidth(self, handle: Any) -> float:
-        """Bus width times clock, two transfers a cycle."""
-        bits = self._ask(0, self._nvml.nvmlDeviceGetMemoryBusWidth, handle)
-        megahertz = self._ask(0, self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_MEM)
-        return bits / 8 * megahertz * 1e6 * 2
-
-    def _flops(self, handle: Any) -> float:
-        major, minor = self._ask((0, 0), self._nvml.nvmlDeviceGetCudaComputeCapability, handle)
-        cores = self._ask(0, self._nvml.nvmlDeviceGetNumGpuCores, handle)
-        megahertz = self._ask(0, self._nvml.nvmlDeviceGetMaxClockInfo, handle, self._nvml.NVML_CLOCK_SM)
-        cores_each, operations = _MULTIPROCESSOR.get((major, minor), (1, 0))
-        return cores / cores_each * operations * megahertz * 1e6
+        generation = ask(0, pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
+        told = pcie_bandwidth(generation, ask(0, pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle))
+        nvlink = nominal_bandwidth(handle) or UNKNOWN_ATTACHMENT.nvlink_bandwidth
+        known = model.attachment if model else replace(UNKNOWN_ATTACHMENT, nvlink_bandwidth=nvlink)
+        attachment = replace(known, pcie_bandwidth=told or known.pcie_bandwidth)
+        parts = _mig_devices(handle, device)
+        return _Gpu(handle, (device,) if parts is None else parts, bus_id, attachment, told > 0)
 
     def _numa_node(self, handle: Any, bus_id: str) -> int:
-        node = self._ask(-1, self._nvml.nvmlDeviceGetNumaNodeId, handle)
-        if node >= 0:
-            return node
+        """The node of the host that is near, as NVML has it if that is one; -1: unknown.
+
+        `nvmlDeviceGetNumaNodeId` is of the GPU's own memory, on hosts where that is a node, too.
+        """
+        mask: Sequence[int] = ask(
+            (), pynvml.nvmlDeviceGetMemoryAffinity, handle, _NODE_WORDS, pynvml.NVML_AFFINITY_SCOPE_NODE
+        )
+        nodes = [64 * word + bit for word, bits in enumerate(mask) for bit in range(64) if bits >> bit & 1]
+        if len(nodes) == 1:
+            return nodes[0]
+        text = self._sysfs_text(bus_id, "numa_node")
+        node = int(text) if text.isdecimal() else -1
+        return node if node >= 0 or not nodes else nodes[0]
+
+    def _sysfs_text(self, bus_id: str, attribute: str) -> str:
+        """What the kernel says of the device, whose domain it writes with four digits; empty: nothing."""
         domain, _, rest = bus_id.lower().partition(":")
         try:
-            return int((self._sysfs / "bus/pci/devices" / f"{domain[-4:]}:{rest}" / "numa_node").read_text())
-        except (OSError, ValueError):
-            return -1
+            return (self._sysfs / "bus/pci/devices" / f"{domain[-4:]}:{rest}" / attribute).read_text().strip()
+        except OSError:
+            return ""
 
-    def _nvlinks(self, gpus: list[_Gpu]) -> dict[str, Counter[str]]:
-        """Active NVLinks of each GPU, by the bus id at the other end; those that end at no GPU under `switch`.
 
-        In a virtual machine the switch may be invisible, so an unknown end counts as one.
-        """
-        nvml, bus_ids = self._nvml, {_bus_key(gpu.device.pci_bus_id) for gpu in gpus}
-        found: dict[str, Counter[str]] = {}
-        for gpu in gpus:
-            ends: Counter[str] = Counter()
-            for number in range(nvml.NVML_NVLINK_MAX_LINKS):
-                if self._ask(0, nvml.nvmlDeviceGetNvLinkState, gpu.handle, number) != _ACTIVE:
-                    continue
-                remote = self._ask(None, nvml.nvmlDeviceGetNvLinkRemotePciInfo, gpu.handle, number)
-                key = _bus_key(_text(remote.busId)) if remote else ""
-                ends[key if key in bus_ids else "switch"] += 1
-            found[gpu.device.id] = ends
-        return found
+def _memory(handle: Any, model: GpuModel | None) -> tuple[int, int]:
+    """Total and free bytes; where the driver does not tell, what the model has, and nothing free to plan with."""
+    memory = ask(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
+    if memory is None:
+        return (model.memory_bytes if model else 0), 0
+    return int(memory.total), int(memory.free)
 
-    def _link(self, a: _Gpu, b: _Gpu, nvlinks: dict[str, Counter[str]]) -> Link:
-        nvml = self._nvml
-        ends_a, ends_b = nvlinks[a.device.id], nvlinks[b.device.id]
-        count = ends_a[_bus_key(b.device.pci_bus_id)] or min(ends_a["switch"], ends_b["switch"])
-        peer = self._ask(None, nvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, _P2P_READ) == _P2P_OK
-        if count:
-            version = self._ask(0, nvml.nvmlDeviceGetNvLinkVersion, a.handle, 0)
-            link_class, bandwidth = f"NV{count}", count * _NVLINK.get(version, _NVLINK[1])
-        else:
-            level = self._ask(50, nvml.nvmlDeviceGetTopologyCommonAncestor, a.handle, b.handle)
-            link_class = _LEVELS.get(level, "SYS")
-            bandwidth = min(a.pcie_bandwidth, b.pcie_bandwidth) * (CROSS_SOCKET_SHARE if link_class == "SYS" else 1)
-        return Link(a.device.id, b.device.id, link_class, bandwidth, LATENCY_SECONDS, peer)
+
+def _memory_bandwidth(handle: Any) -> float:
+    """Bus width times clock, two transfers a cycle; 0: unknown."""
+    bits = ask(0, pynvml.nvmlDeviceGetMemoryBusWidth, handle)
+    megahertz = ask(0, pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
+    return bits / 8 * megahertz * 1e6 * 2
+
+
+def _flops(handle: Any) -> float:
+    """Of a GPU that the catalogue does not have: by cores and clock; 0: unknown."""
+    major, minor = ask((0, 0), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    cores = ask(0, pynvml.nvmlDeviceGetNumGpuCores, handle)
+    megahertz = ask(0, pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM)
+    cores_each, operations = _MULTIPROCESSOR.get((major, minor), (1, 0))
+    return cores / cores_each * operations * megahertz * 1e6
+
+
+def _mig_devices(handle: Any, gpu: Device) -> tuple[Device, ...] | None:
+    """The parts of a GPU in MIG mode, which runs nothing itself then; None: it is not in that mode."""
+    mode, _ = ask([pynvml.NVML_DEVICE_MIG_DISABLE] * 2, pynvml.nvmlDeviceGetMigMode, handle)
+    if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
+        return None
+    found = (
+        ask(None, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+        for index in range(ask(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle))
+    )
+    parts = (_mig_device(part, gpu) for part in found if part is not None)
+    return tuple(part for part in parts if part is not None)
+
+
+def _mig_device(part: Any, gpu: Device) -> Device | None:
+    """Its share of the GPU: of bandwidth by memory, of arithmetic by slices. None if it is gone meanwhile."""
+    uuid, memory = ask("", pynvml.nvmlDeviceGetUUID, part), ask(None, pynvml.nvmlDeviceGetMemoryInfo, part)
+    if not uuid or memory is None:
+        return None
+    attributes = ask(None, pynvml.nvmlDeviceGetAttributes, part)
+    slices = attributes.computeInstanceSliceCount if attributes else 0
+    return replace(
+        gpu,
+        id=_text(uuid),
+        model=_text(ask(gpu.model, pynvml.nvmlDeviceGetName, part)),
+        memory_bytes=int(memory.total),
+        free_memory_bytes=int(memory.free),
+        memory_bandwidth=gpu.memory_bandwidth * memory.total / gpu.memory_bytes if gpu.memory_bytes else 0.0,
+        flops=gpu.flops * slices / _MIG_SLICES,
+        parent_id=gpu.id,
+    )
+
+
+def _links_within(gpu: _Gpu) -> list[Link]:
+    """Of the parts of one GPU, which reach each other through the host only."""
+    rates, attachments = LinkRates(), {part.id: gpu.attachment for part in gpu.parts}
+    return [rates.link(a.id, b.id, "PHB", attachments, peer_access=False) for a, b in combinations(gpu.parts, 2)]
+
+
+def _link(a: _Gpu, b: _Gpu, nvlinks: NvLinks) -> Link:
+    """The link of two GPUs. MIG turns peer access off, and NVLink with it."""
+    whole = not (a.parts[0].parent_id or b.parts[0].parent_id)
+    status = ask(None, pynvml.nvmlDeviceGetP2PStatus, a.handle, b.handle, _P2P_READ)
+    peers = whole and status == pynvml.NVML_P2P_STATUS_OK
+    attachments = {a.bus_id: a.attachment, b.bus_id: b.attachment}
+    if whole and (found := nvlinks.between(a.bus_id, b.bus_id)):
+        link = LinkRates().link(a.bus_id, b.bus_id, f"NV{found.count}", attachments, peers)
+        told = found.bandwidth > 0
+        return replace(
+            link,
+            bandwidth=found.count * found.bandwidth if told else link.bandwidth,
+            assumed=found.assumed or not told,
+        )
+    level = ask(None, pynvml.nvmlDeviceGetTopologyCommonAncestor, a.handle, b.handle)
+    link_class = _LEVELS.get(level, "SYS")
+    link = LinkRates().link(a.bus_id, b.bus_id, link_class, attachments, peers)
+    return replace(link, assumed=level is None or link_class == "SYS" or not (a.pcie_told and b.pcie_told))
 
 
 def _text(value: str | bytes) -> str:
     """Older releases answer with bytes."""
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _bus_key(bus_id: str) -> str:
-    """Bus ids come with four or eight digits of domain, in either case."""
-    domain, _, rest = bus_id.lower().partition(":")
-    return f"{int(domain or '0', 16):x}:{rest}"

@@ -29,7 +29,12 @@ class Device:
     flops: float = 0.0
     """Operations a second, peak: dense half precision, on a CPU single precision."""
     numa_node: int = -1
+    """Node of the host's memory that it is near; -1: unknown."""
     pci_bus_id: str = ""
+    cpu_affinity: str = ""
+    """Processors of the host that it is near, as ranges: `0-23,48-71`; empty: unknown."""
+    parent_id: str = ""
+    """Of a MIG device: the GPU that it is a part of, which is no device itself then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,8 @@ class Link:
     """Bytes a second in one direction."""
     latency_seconds: float
     peer_access: bool
+    assumed: bool = False
+    """Whether the bandwidth is a default of the class, and neither told by the driver nor measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Topology:
     links: tuple[Link, ...]
     source: str
     """Where it was read from: `nvml`, `cpu`, `file`."""
+    warnings: tuple[str, ...] = ()
+    """What was not understood, and what was taken instead."""
 
     def device(self, device_id: str) -> Device | None:
         """The device of that id."""
