@@ -146,7 +146,7 @@ def _shape(config: Mapping[str, Any], tensors: list[TensorInfo], fingerprint: st
     attention, scheme, tied = attention_shape(config), quantisation(config), is_tied(config)
     parts = _attention_parts(config, attention)
     if tensors:
-        layers = layers_from_tensors(tensors, parts, _experts(config), scheme, tied=tied)
+        layers = layers_from_tensors(tensors, parts, experts(config), scheme, tied=tied)
     elif plan := blueprint(config):
         layers = _planned_layers(plan, parts, scheme)
     else:
@@ -174,7 +174,7 @@ def _inspected_shape(
 ) -> ModelShape:
     scheme, layers = quantisation(config), found.layers
     if tensors:
-        layers = layers_from_tensors(tensors, layers.layers, _experts(config), scheme, tied=found.tied_head)
+        layers = layers_from_tensors(tensors, layers.layers, experts(config), scheme, tied=found.tied_head)
     elif scheme:
         raise refusal("facts.json knows the model unquantised: put the quantised weights beside it")
     return ModelShape(
@@ -217,7 +217,7 @@ def _attention_parts(config: Mapping[str, Any], attention: AttentionShape) -> li
     ]
 
 
-def _experts(config: Mapping[str, Any]) -> Experts | None:
+def experts(config: Mapping[str, Any]) -> Experts | None:
     """How many there are and how many a token takes; the keys are those of different families."""
     counts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     chosen = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")

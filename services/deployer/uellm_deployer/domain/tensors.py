@@ -18,9 +18,9 @@ _ONLY_QUANTISED = frozenset({"F8_E4M3", "F8_E5M2", "I8", "I16"})
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_(?!out)\w+|wte|wpe|word_embeddings\w*|embeddings?|project_in)\.")
-_TOKENS = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|word_embeddings|embeddings?)\.weight$")
-_TABLE = re.compile(rf"{_TOKENS.pattern}|(?:wpe|embed_positions)\.weight$")
+_EMBEDDING = re.compile(r"(?:^|\.)(?:(?!embed_out)\w*embed\w*|wte|wpe|project_in)\.")
+_TOKENS = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|tok_embeddings|word_embeddings|embeddings?)\.weight$")
+_MATRIX = re.compile(r"(?:^|\.)project_in\.")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _WEIGHT = re.compile(r"\.(?:weight|qweight|weight_packed|gate_up_proj|down_proj)$")
 # Kept by older checkpoints and computed anew by transformers: rotary frequencies, and masks, which have four axes.
@@ -80,7 +80,7 @@ def layers_from_tensors(
     quantised = _quantised_modules(known, scheme)
     parts: dict[str | int, list[tuple[Weights, bool]]] = defaultdict(list)
     for tensor in known.values():
-        parts[_part(tensor.name)].append((_weights(tensor, quantised, scheme), bool(_EXPERT.search(tensor.name))))
+        parts[part_of(tensor.name)].append((_weights(tensor, quantised, scheme), is_expert(tensor.name)))
     missing = [str(layer) for layer in range(len(attention)) if layer not in parts]
     if missing:
         raise UnknownWeightsError(f"the weights have no tensor of layers {_some(missing)}, which config.json has")
@@ -103,12 +103,17 @@ def _loaded(tensors: Mapping[str, TensorInfo], *, tied: bool) -> dict[str, Tenso
     }
     if tied:
         heads = [known.pop(name) for name in _HEADS if name in known]
-        if heads and not any(_part(name) == "embedding" for name in known):
+        if heads and not any(part_of(name) == "embedding" for name in known):
             known["embed_tokens.weight"] = replace(heads[0], name="embed_tokens.weight")
     return known
 
 
-def _part(name: str) -> str | int:
+def is_expert(name: str) -> bool:
+    """Whether a tensor belongs to experts that are chosen among."""
+    return _EXPERT.search(name) is not None
+
+
+def part_of(name: str) -> str | int:
     """The layer of a tensor, or `embedding` or `head`."""
     if layer := _LAYER.search(name):
         return int(layer[1])
@@ -172,7 +177,7 @@ def _with_weights(part: PartShape, found: list[tuple[Weights, bool]], experts: E
 
 
 def _embedding(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
-    return [tensor for name, tensor in tensors.items() if _part(name) == "embedding"]
+    return [tensor for name, tensor in tensors.items() if part_of(name) == "embedding"]
 
 
 def _tokens(tensors: Mapping[str, TensorInfo]) -> Weights:
@@ -181,10 +186,9 @@ def _tokens(tensors: Mapping[str, TensorInfo]) -> Weights:
 
 
 def _looked_up(tensors: Mapping[str, TensorInfo]) -> Weights:
-    """What one token takes: a row of each table, and all of what is no table."""
-    return total(
-        plain(tensor.shape[-1] if _TABLE.search(tensor.name) else tensor.numbers) for tensor in _embedding(tensors)
-    )
+    """What one token takes: a row of each table, and all of what is none."""
+    found = _embedding(tensors)
+    return total(plain(t.numbers if _MATRIX.search(t.name) or len(t.shape) < 2 else t.shape[-1]) for t in found)
 
 
 def _some(names: list[str]) -> str:
