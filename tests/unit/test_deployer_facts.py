@@ -142,3 +142,57 @@ def test_a_tied_head_that_the_engine_repacks_takes_memory_but_is_no_parameter():
     assert apart.parameter_count == plain.parameter_count
     assert apart.weight_bytes - plain.weight_bytes == CONFIG["vocab_size"] * CONFIG["hidden_size"] * 4
     assert (shape.tied_head, replace(shape, tied_head=False).facts(4)) == (True, plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_experts_are_told_by_their_names_or_by_having_a_matrix_each(fused):
+    """Of an unknown family, whose checkpoint is there: 2 of 4 experts compute a token."""
+    config = CONFIG | {"model_type": "theirs", "num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 2}
+    apart = [TensorInfo(f"model.layers.0.mlp.experts.{expert}.up.weight", "F16", (6, 5)) for expert in range(4)]
+    together = [TensorInfo("model.layers.0.moe.input_linear.weight", "F16", (4, 6, 5))]
+    router = [TensorInfo("model.layers.0.mlp.gate.weight", "F16", (4, 5))]
+    (layer,) = model_shape(config, router + (together if fused else apart), "").layers.layers
+    assert (layer.weights.parameters, layer.active.parameters) == (140, 80)
+
+
+def test_experts_of_which_nobody_says_how_many_a_token_takes_are_refused():
+    tensors = [TensorInfo("model.layers.0.mlp.experts.0.up.weight", "F16", (6, 5))]
+    with pytest.raises(InvalidArgumentError, match="experts"):
+        model_shape(CONFIG | {"num_hidden_layers": 1}, tensors, "")
+
+
+def test_layers_without_weights_are_refused_and_those_beyond_the_config_are_not_loaded():
+    """DeepSeek-V3's checkpoint has a layer more, which predicts several tokens at once."""
+    with pytest.raises(InvalidArgumentError, match="layers 28, 29"):
+        model_shape(CONFIG, LAYERS[:28], "")
+    more = [*LAYERS, TensorInfo("model.layers.30.mlp.weight", "BF16", (3, 5))]
+    assert model_shape(CONFIG, more, "") == model_shape(CONFIG, LAYERS, "")
+
+
+def test_masks_and_frequencies_of_older_checkpoints_are_no_weights():
+    computed = [
+        TensorInfo("h.0.attn.bias", "F32", (1, 1, 64, 64)),
+        TensorInfo("h.0.attn.masked_bias", "F32", ()),
+        TensorInfo("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", (32,)),
+    ]
+    assert model_shape(CONFIG, LAYERS + computed, "").parameter_count == 450
+
+
+def test_a_tied_head_that_is_stored_alone_is_the_embedding():
+    head = [TensorInfo("lm_head.weight", "F16", (8, 4))]
+    layers = model_shape(CONFIG, LAYERS + head, "").layers
+    assert (layers.embedding.weights.parameters, layers.tied.parameters, layers.parameter_count) == (32, 32, 482)
+
+
+def test_a_config_may_be_named_by_itself(tmp_path):
+    file = tmp_path / "llama.json"
+    file.write_text(json.dumps(CONFIG))
+    assert read_shape(str(file)).parameter_count == 134_515_008
+    assert not read_shape(str(file)).has_weights
+
+
+def test_a_head_is_tied_by_habit_of_the_family():
+    gemma = {key: value for key, value in CONFIG.items() if key != "tie_word_embeddings"} | {"model_type": "gemma"}
+    assert model_shape(gemma, (), "").tied_head
+    assert not model_shape(gemma | {"model_type": "llama"}, (), "").tied_head
+    assert not model_shape(gemma | {"tie_word_embeddings": False}, (), "").tied_head

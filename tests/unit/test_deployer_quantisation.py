@@ -1,4 +1,4 @@
-"""Quantised weights: the config's figures against tensors as the checkpoints' tools store them, and who can serve them."""
+"""Quantised weights: the config's figures against tensors as the tools store them, and which backend serves them."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def test_what_the_config_leaves_open_is_read_from_the_headers() -> None:
 
 
 def test_formats_of_quantised_weights_need_the_config_to_say_so() -> None:
-    with pytest.raises(InvalidArgumentError, match="F8_E4M3.*quantization_config"):
+    with pytest.raises(InvalidArgumentError, match=r"F8_E4M3.*quantization_config"):
         model_shape(CONFIG, checkpoint(CONFIG, fp8_blocks), "")
 
 

@@ -75,19 +75,17 @@ def inspect_model(folder: Path, context_limit: int | None = None) -> FactsDocume
     model = _build(folder)
     text = model.config.get_text_config(decoder=True)
     tensors = [TensorInfo(name, "F32", tuple(weight.shape)) for name, weight in model.named_parameters()]
-    table: Tensor = model.get_input_embeddings().weight
-    tied = model.get_output_embeddings().weight is table
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     chosen, heads = experts(text.to_dict()), int(getattr(text, "num_attention_heads", 0) or 1)
     limit, kept = _context_limit(text, context_limit), _kept(model)
     most = max(kept, key=lambda layer: layer.numbers)
     attention = AttentionShape(
         heads, most.kv_heads, most.width // 2, most.numbers, tuple(layer.window for layer in kept)
     )
-    vocabulary, hidden = table.shape
     found = Inspection(
         config_fingerprint=config_fingerprint(config),
-        hidden_size=hidden,
-        vocabulary_size=vocabulary,
+        hidden_size=int(text.hidden_size),
+        vocabulary_size=int(text.vocab_size),
         context_limit_tokens=limit,
         tied_head=tied,
         attention=attention,
@@ -192,7 +190,7 @@ def _activations(
     hidden = int(config.hidden_size)
     inside = [tensor for tensor in tensors if isinstance(part_of(tensor.name), int)]
     widest = max((max(t.shape) for t in inside if len(t.shape) == 2), default=hidden)
-    expert = max((max(t.shape[-2:]) for t in inside if is_expert(t.name) and len(t.shape) > 1), default=0)
+    expert = max((max(t.shape[-2:]) for t in inside if is_expert(t, chosen) and len(t.shape) > 1), default=0)
     routed = 2 * hidden + chosen.chosen * (2 * hidden + 4 * expert) if chosen else 0
     common, queries = 5 * hidden + 4 * attention.head_size, attention.heads * attention.head_size
     softcapped = getattr(config, "attn_logit_softcapping", None)

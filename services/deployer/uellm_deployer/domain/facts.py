@@ -174,7 +174,8 @@ def _inspected_shape(
 ) -> ModelShape:
     scheme, layers = quantisation(config), found.layers
     if tensors:
-        layers = layers_from_tensors(tensors, layers.layers, experts(config), scheme, tied=found.tied_head)
+        stored = layers_from_tensors(tensors, layers.layers, experts(config), scheme, tied=found.tied_head)
+        layers = replace(stored, layers=tuple(map(_active_as, stored.layers, layers.layers)))
     elif scheme:
         raise refusal("facts.json knows the model unquantised: put the quantised weights beside it")
     return ModelShape(
@@ -190,6 +191,12 @@ def _inspected_shape(
         quantisation=scheme,
         has_weights=bool(tensors),
     )
+
+
+def _active_as(stored: PartShape, inspected: PartShape) -> PartShape:
+    """Names in a checkpoint may not show which tensors are experts; the model as it was built does."""
+    share = inspected.active.parameters, inspected.weights.parameters
+    return replace(stored, active=stored.weights.share(*share))
 
 
 def _check_supported(config: Mapping[str, Any]) -> None:

@@ -80,7 +80,7 @@ def layers_from_tensors(
     quantised = _quantised_modules(known, scheme)
     parts: dict[str | int, list[tuple[Weights, bool]]] = defaultdict(list)
     for tensor in known.values():
-        parts[part_of(tensor.name)].append((_weights(tensor, quantised, scheme), is_expert(tensor.name)))
+        parts[part_of(tensor.name)].append((_weights(tensor, quantised, scheme), is_expert(tensor, experts)))
     missing = [str(layer) for layer in range(len(attention)) if layer not in parts]
     if missing:
         raise UnknownWeightsError(f"the weights have no tensor of layers {_some(missing)}, which config.json has")
@@ -108,9 +108,10 @@ def _loaded(tensors: Mapping[str, TensorInfo], *, tied: bool) -> dict[str, Tenso
     return known
 
 
-def is_expert(name: str) -> bool:
-    """Whether a tensor belongs to experts that are chosen among."""
-    return _EXPERT.search(name) is not None
+def is_expert(tensor: TensorInfo, experts: Experts | None) -> bool:
+    """Whether a tensor belongs to experts that are chosen among: by its name, or since it has one matrix for each."""
+    fused = experts is not None and len(tensor.shape) == 3 and tensor.shape[0] == experts.count
+    return fused or _EXPERT.search(tensor.name) is not None
 
 
 def part_of(name: str) -> str | int:
