@@ -16,8 +16,8 @@ from uellm_deployer.adapters.model_folder import read_config, read_shape
 from uellm_deployer.domain.facts import ModelShape, model_shape
 from uellm_deployer.domain.placement import OneDevicePlanner
 
-from tests.integration.test_model_facts_transformers import BASE, CONFIGS, GROUPED
 from tests.support.deployer import CPU, a_spec, machine
+from tests.support.families import BASE, CONFIGS, GROUPED
 from tests.support.live_tensors import LiveTensors
 from uellm.cli.errors import InspectionError
 from uellm.cli.main import app

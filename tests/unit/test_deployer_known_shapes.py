@@ -66,8 +66,7 @@ FALCON_7B = {
     "num_attention_heads": 71,
     "multi_query": True,
     "parallel_attn": True,
-    "vocab_size": 65024,
-    "max_position_embeddings": 2048,
+    "vocab_size": 65024,  # and no context limit, as published
 }
 DEEPSEEK_V2_LITE = llama(27, 2048, 10944, 16, 16, 102400, 163840) | {
     "model_type": "deepseek_v2",

@@ -17,7 +17,7 @@ from uellm.cost.kv_config import (
 )
 from uellm.cost.memory import ActivationShape, activation_shape
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
-from uellm_deployer.domain.families import KNOWN, Blueprint, blueprint, is_tied
+from uellm_deployer.domain.families import KNOWN, Blueprint, blueprint, context_limit, is_tied
 from uellm_deployer.domain.inspection import Inspection
 from uellm_deployer.domain.layers import ModelLayers, PartShape, Weights, plain, total
 from uellm_deployer.domain.quantisation import Quantisation, UnknownQuantisationError, quantisation
@@ -158,7 +158,7 @@ def _shape(config: Mapping[str, Any], tensors: list[TensorInfo], fingerprint: st
         architecture=config["architectures"][0],
         hidden_size=whole(config, *HIDDEN),
         vocabulary_size=whole(config, "vocab_size"),
-        context_limit_tokens=whole(config, "max_position_embeddings", "n_positions", "n_ctx"),
+        context_limit_tokens=context_limit(config),
         attention=attention,
         activations=activation_shape(config),
         layers=layers,

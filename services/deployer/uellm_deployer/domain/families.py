@@ -113,6 +113,12 @@ def is_tied(config: Config) -> bool:
     return said if isinstance(said, bool) else style is not None and style.tied
 
 
+def context_limit(config: Config) -> int:
+    """Longest context, in tokens; raises UnknownCacheError."""
+    falcon = {"max_position_embeddings": 2048} if config.get("model_type") == "falcon" else {}  # its files leave it out
+    return whole(falcon | dict(config), "max_position_embeddings", "n_positions", "n_ctx")
+
+
 def _sizes(config: Config, attention: AttentionShape) -> Sizes:
     return Sizes(
         whole(config, *HIDDEN), attention.heads, attention.kv_heads, attention.head_size, len(attention.windows)

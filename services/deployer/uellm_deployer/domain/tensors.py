@@ -24,7 +24,7 @@ _MATRIX = re.compile(r"(?:^|\.)project_in\.")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _WEIGHT = re.compile(r"\.(?:weight|qweight|weight_packed|gate_up_proj|down_proj)$")
 # Kept by older checkpoints and computed anew by transformers: rotary frequencies, and masks, which have four axes.
-_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.(?:attn|attention)\.masked_bias$")
+_COMPUTED = re.compile(r"rotary\w*\.inv_freq$|\.(?:attn|attention)\.masked_bias$")
 _MASK = re.compile(r"\.(?:attn|attention)\.bias$")
 
 
