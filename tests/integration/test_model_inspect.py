@@ -154,6 +154,13 @@ def test_the_command_writes_the_file_that_the_deployer_reads(tmp_path: Path) -> 
     assert json.loads(told.stdout) == json.loads(content) == json.loads(elsewhere.read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", FACTS_FILE, "other"]
     assert read_shape(str(tmp_path)).architecture == "Olmo2ForCausalLM"
+    assert "knows this family" not in shown.output
+
+
+def test_the_command_says_when_it_is_not_needed(tmp_path: Path) -> None:
+    write_config(tmp_path, "llama", BASE)
+    shown = CliRunner().invoke(app, ["model", "inspect", str(tmp_path)], catch_exceptions=False)
+    assert "knows this family by itself" in shown.output
 
 
 def test_a_context_limit_that_the_config_lacks_must_be_given(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from uellm_deployer.domain.facts import model_shape
 from uellm_deployer.domain.tensors import TensorInfo
 
 from tests.support.deployer import CONFIG, safetensors_bytes
+from tests.support.families import CONFIGS
+from tests.support.quantised import SCHEMES
 from uellm.cost.kv_cache import KvCacheGroup
 from uellm.rpc.errors import InvalidArgumentError
 
@@ -23,6 +26,7 @@ WEIGHTS = {
     **{f"model.layers.{layer}.mlp.weight": ("BF16", [3, 5], 30) for layer in range(30)},
     "model.layers.0.mask": ("BOOL", [7], 7),
 }
+MORE = ("head_dim", "mlp_only_layers", "layer_types", "decoder_sparse_step", "text_config", "tie_word_embeddings")
 LAYERS = [TensorInfo(f"model.layers.{layer}.mlp.weight", "BF16", (3, 5)) for layer in range(30)]
 
 
@@ -82,6 +86,8 @@ def test_a_tied_head_that_is_stored_counts_once(tied, count):
         ({"quantization_config": {"quant_method": "hqq"}}, "quant_method"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "no model has"),
+        ({"layer_types": 7}, "layer_types"),
         ({"num_hidden_layers": "30"}, "num_hidden_layers"),
         ({"max_position_embeddings": None}, "max_position_embeddings"),
         ({"num_attention_heads": 7}, "divisible"),
@@ -108,6 +114,35 @@ def test_weights_cut_anywhere_are_refused(tmp_path_factory, data):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     refused(folder)
+
+
+@pytest.mark.parametrize("change", [{"shape": ["8", 4]}, {"shape": [-8, 4]}, {"shape": 8}, {"data_offsets": [0, "x"]}])
+def test_headers_with_nonsense_are_refused(tmp_path, change):
+    header = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [8, 4], "data_offsets": [0, 128]} | change}
+    text = json.dumps(header).encode()
+    write(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(128))
+    assert "header" in refused(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.data())
+def test_nonsense_in_a_config_is_understood_or_refused(data):
+    kind, values = CONFIGS[data.draw(st.sampled_from(sorted(CONFIGS)))]
+    section = data.draw(st.none() | st.sampled_from([scheme for scheme, _ in SCHEMES.values()]))
+    config = {"architectures": ["TheirForCausalLM"], "model_type": kind, **values, "quantization_config": section}
+    for key in data.draw(st.lists(st.sampled_from(sorted({*config, *MORE})), min_size=1, max_size=2)):
+        config[key] = data.draw(JSON)
+    if section and data.draw(st.booleans()):
+        config["quantization_config"] = section | {data.draw(st.sampled_from(sorted(section))): data.draw(JSON)}
+    with contextlib.suppress(InvalidArgumentError):
+        assert model_shape(config, (), "").parameter_count > 0
 
 
 def test_an_index_names_the_files(tmp_path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig
 from uellm_deployer.adapters.facts_file import FACTS_FILE, FactsDocument, document
 from uellm_deployer.adapters.model_folder import read_config
-from uellm_deployer.domain.facts import experts
+from uellm_deployer.domain.facts import experts, needs_inspection
 from uellm_deployer.domain.inspection import Inspection, config_fingerprint
 from uellm_deployer.domain.layers import ModelLayers, PartShape, Weights
 from uellm_deployer.domain.tensors import (
@@ -67,6 +67,8 @@ def inspect(folder: Path, out: Path | None, context_limit: int | None, *, as_jso
         return
     _show(facts)
     print_line(stdout, f"\nwritten to {escape(str(target))}")
+    if not needs_inspection(read_config(folder / "config.json")):
+        print_line(stdout, "[dim]The deployer knows this family by itself and will not read it.[/]")
 
 
 def inspect_model(folder: Path, context_limit: int | None = None) -> FactsDocument:

@@ -114,11 +114,17 @@ def _header(file: Path) -> bytes:
 def _tensors(file: Path, header: bytes, file_size: int) -> list[TensorInfo]:
     try:
         entries = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        tensors = [TensorInfo(name, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        tensors = [TensorInfo(name, str(entry["dtype"]), _sizes(entry["shape"])) for name, entry in entries.items()]
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise refusal(f"{file.name} has a header that is no safetensors header") from None
     expected = _LENGTH_BYTES + len(header) + end
     if file_size != expected:
         raise refusal(f"{file.name} has {file_size:,} bytes instead of {expected:,}: it is cut off or damaged")
     return tensors
+
+
+def _sizes(shape: list[Any]) -> tuple[int, ...]:
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError
+    return tuple(shape)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from uellm.cost.kv_config import optional, whole
+from uellm.cost.kv_config import UnknownCacheError, optional, whole
 from uellm_deployer.domain.storage import Linear
 
 Config = Mapping[str, Any]
@@ -154,6 +154,8 @@ def mixtral_feed_forward(config: Config, sizes: Sizes, _: int) -> list[Linear]:
 def qwen_feed_forward(config: Config, sizes: Sizes, layer: int) -> list[Linear]:
     """Experts, in Qwen2 beside a shared one; some layers are dense."""
     dense_layers = config.get("mlp_only_layers") or ()
+    if not isinstance(dense_layers, list | tuple):
+        raise UnknownCacheError(f"`mlp_only_layers` must be a list, not {dense_layers!r:.40}")
     if layer in dense_layers or (layer + 1) % optional(config, "decoder_sparse_step", 1):
         return _gate_up_down("mlp", sizes.hidden, whole(config, "intermediate_size"))
     linears = _experts("mlp", config, sizes, whole(config, "moe_intermediate_size"))

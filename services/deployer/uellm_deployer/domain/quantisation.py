@@ -72,7 +72,7 @@ def quantisation(config: Config) -> Quantisation | None:
     if not section:
         return None
     method = section.get("quant_method") if isinstance(section, Mapping) else None
-    if method not in _READERS:
+    if not isinstance(method, str) or method not in _READERS:
         raise UnknownQuantisationError(
             f"`quantization_config.quant_method` {method!r:.40} is not supported: deploy the model unquantised, or "
             f"quantised by one of {', '.join(sorted(_READERS))}"
