@@ -69,7 +69,7 @@ class PartShape:
     kv_fixed_bytes: int = 0
     """Kept of one row, whatever its length."""
     attention_width: int = 0
-    """Numbers by which one token meets each token of its context: keys and values of all query heads."""
+    """Numbers by which one token meets each token of its context: keys and values of all query heads, unpacked."""
     computes: bool = True
     """An embedding only looks up."""
 
