@@ -21,13 +21,11 @@ from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import EngineReport, RepositoryEntry
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.domain.deployment import Deployment, Operation, State
-from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.facts import ModelShape, model_shape
 from uellm_deployer.domain.placement import OneDevicePlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 
-from uellm.cost.kv_config import attention_shape
-from uellm.cost.memory import activation_shape
 from uellm.rpc.errors import FailedPreconditionError
 
 GIB = 1 << 30
@@ -44,17 +42,8 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": True,
 }
-SHAPE = ModelShape(
-    architecture="LlamaForCausalLM",
-    hidden_size=576,
-    vocabulary_size=49152,
-    context_limit_tokens=8192,
-    attention=attention_shape(CONFIG),
-    activations=activation_shape(CONFIG),
-    parameter_count=134_515_008,
-    fingerprint="f" * 64,
-)
-"""SmolLM2-135M."""
+SHAPE = replace(model_shape(CONFIG, (), "f" * 64), has_weights=True, tied_head=False)
+"""SmolLM2-135M, as if no engine held its head twice."""
 
 CPU = Device("cpu0", DeviceKind.CPU, "a processor", 32 * GIB, 24 * GIB, 20e9, 100e9, 0)
 

@@ -17,6 +17,7 @@ from tests.support.deployer import CPU, GIB, DeployerWorld, a_spec, machine
 from uellm.rpc.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
+    InvalidArgumentError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -110,14 +111,33 @@ async def test_what_could_not_be_undone_is_undone_later(world, undo):
 
 @pytest.mark.parametrize(
     "report",
-    [EngineReport(10**12, 46_080, 0.1), EngineReport(538_060_032, 46_081, 0.1)],
-    ids=["weights", "cache"],
+    [
+        EngineReport(10**12, 46_080, 0.1),
+        EngineReport(538_060_032, 47_002, 0.1),
+        EngineReport(538_060_032, 45_158, 0.1),
+    ],
+    ids=["weights", "more cache", "less cache"],
 )
-async def test_an_engine_that_takes_more_than_planned_is_refused(world, report):
+async def test_an_engine_that_differs_from_the_plan_is_refused(world, report):
     world.triton.report = report
     operation = await world.create()
     assert operation.failure.reason == "PLAN_MISMATCH"
     assert (world.files(), world.triton.loaded) == (set(), set())
+
+
+@pytest.mark.parametrize("measured", [47_001, 45_159])
+async def test_a_cache_within_two_percent_of_the_plan_is_taken_as_measured(world, measured):
+    world.triton.report = EngineReport(538_060_032, measured, 0.1)
+    operation = await world.create()
+    assert operation.failure is None
+    assert world.book.deployment(operation.deployment).measured_kv_bytes_per_token == measured
+
+
+async def test_a_config_without_weights_is_planned_and_not_deployed(world):
+    world.library.found = replace(world.library.found, has_weights=False)
+    assert (await world.planning.plan(a_spec())).plan.facts.parameter_count == 134_515_008
+    with pytest.raises(InvalidArgumentError, match=r"model\.safetensors"):
+        await world.create()
 
 
 async def test_memory_taken_since_the_plan_is_seen_before_the_load(world):

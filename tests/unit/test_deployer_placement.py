@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from uellm_deployer.domain.facts import model_shape
 from uellm_deployer.domain.names import default_deployment_id, is_triton_model
 from uellm_deployer.domain.placement import OneDevicePlanner
 from uellm_deployer.domain.plan import Objective, StepTime
 from uellm_deployer.domain.roofline import step_time
 
-from tests.support.deployer import CPU, GIB, SHAPE, a_spec, gpu, machine
+from tests.support.deployer import CONFIG, CPU, GIB, SHAPE, a_spec, gpu, machine
 from uellm.rpc.errors import InvalidArgumentError, ResourceExhaustedError
 
 
@@ -51,7 +52,7 @@ def test_a_continuous_engine_takes_its_whole_cache_in_pages():
 
 
 def test_a_window_needs_no_memory_beyond_it():
-    shape = replace(SHAPE, attention=replace(SHAPE.attention, windows=(256,) * 30))
+    shape = model_shape(CONFIG | {"model_type": "mistral", "sliding_window": 256}, (), "")
     plan = OneDevicePlanner().place(a_spec(), shape, machine(CPU)).plan
     assert plan.kv_budget_bytes == 8 * 255 * 46_080
     assert plan.stages[0].kv_bytes == 8 * 256 * 46_080 + 8 * 2048 * 1536

@@ -25,6 +25,10 @@ class MissingExtraError(Exception):
     """A command needs packages that are not installed."""
 
 
+class InspectionError(Exception):
+    """A model cannot be inspected."""
+
+
 @contextlib.contextmanager
 def needing(extra: str) -> Iterator[None]:
     """Import what needs an extra of the package. Raises MissingExtraError."""

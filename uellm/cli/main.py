@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from uellm.cli.letters import letters
+from uellm.cli.model import model as model_commands
 from uellm.cli.options import Json, Model, State, Tenant
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
@@ -28,6 +29,7 @@ cache = typer.Typer(help="The cache of converted models.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 app.add_typer(predictor, name="predictor")
 app.add_typer(letters, name="dead-letters")
+app.add_typer(model_commands, name="model")
 
 MAX_TOKENS = 2**31 - 1
 

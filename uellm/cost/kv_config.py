@@ -68,6 +68,8 @@ _WINDOW_EVERYWHERE = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2", "qwe
 
 # Names of the same in different families.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+MAX_LAYERS = 4096
+"""More are a slip of the pen, and would take memory for each."""
 HEADS = ("num_attention_heads", "n_head")
 HIDDEN = ("hidden_size", "n_embd", "n_embed")
 
@@ -100,6 +102,8 @@ def attention_shape(config: Config, form: CacheForm = CacheForm.TRANSFORMERS) ->
     """
     text, kind = _with_defaults(config)
     _check_known(text, kind)
+    if (layers := whole(text, *LAYERS)) > MAX_LAYERS:
+        raise UnknownCacheError(f"`{LAYERS[0]}` {layers} is more than {MAX_LAYERS:,}, which no model has")
     heads, width = whole(text, *HEADS), _head_size(text, kind)
     kv_heads = _kv_heads(text, kind, form, heads)
     return AttentionShape(
@@ -107,7 +111,7 @@ def attention_shape(config: Config, form: CacheForm = CacheForm.TRANSFORMERS) ->
         kv_heads=kv_heads,
         head_size=width,
         cached_width=_latent_elements(text, form) if kind in _LATENT_TYPES else 2 * kv_heads * width,
-        windows=tuple(_windows(text, kind, whole(text, *LAYERS))),
+        windows=tuple(_windows(text, kind, layers)),
     )
 
 
@@ -118,9 +122,15 @@ def layout_from_config(
     return attention_shape(config, form).layout(bytes_per_element)
 
 
+def text_part(config: Config) -> Config:
+    """The language model's part of a config."""
+    part = config.get("text_config")
+    return part if isinstance(part, Mapping) and part else config
+
+
 def _with_defaults(config: Config) -> tuple[dict[str, Any], str]:
     """The language model's part of a config, with what it leaves to the model's defaults, and its type."""
-    text = config["text_config"] if isinstance(config.get("text_config"), Mapping) else config
+    text = text_part(config)
     kind = str(text.get("model_type") or "")
     return _DEFAULTS.get(kind, {}) | dict(text), kind
 
@@ -169,6 +179,8 @@ def _kv_heads(config: Config, kind: str, form: CacheForm, heads: int) -> int:
 def _windows(config: Config, kind: str, layers: int) -> list[int]:
     """The window of each layer, 0 where there is none."""
     types = config.get("layer_types") or _layer_types(config, kind, layers)
+    if not isinstance(types, list | tuple):
+        raise UnknownCacheError(f"`layer_types` must be a list, not {types!r:.40}")
     strange = sorted({str(kind) for kind in types} - {"full_attention", "sliding_attention"})
     if strange:
         raise UnknownCacheError(f"`layer_types`: {', '.join(strange)} is not supported")

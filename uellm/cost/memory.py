@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from uellm.cost.kv_config import HEADS, HIDDEN, Config, attention_shape, optional, whole
+from uellm.cost.kv_config import HEADS, HIDDEN, Config, attention_shape, optional, text_part, whole
 
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of one number, by format."""
@@ -50,7 +50,7 @@ def activation_shape(config: Config) -> ActivationShape:
     product), a mixture of experts as much for each expert of a token, with the token going in and coming out, and the
     router's copy of it in single precision.
     """
-    text: dict[str, Any] = dict(config.get("text_config") or config)
+    text: dict[str, Any] = dict(text_part(config))
     attention, hidden = attention_shape(config), whole(text, *HIDDEN)
     heads = whole(text, *HEADS) * attention.head_size
     kept = 2 * attention.kv_heads * attention.head_size

@@ -22,6 +22,9 @@ from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
 
 log = structlog.get_logger(__name__)
 
+KV_TOLERANCE = 0.02
+"""Share by which the measured cache of a token may differ from the plan, in either direction."""
+
 WEIGHT_TOLERANCE = 0.02
 """Share by which loaded weights may exceed the plan: buffers that are in no checkpoint, such as rotary tables."""
 
@@ -75,7 +78,7 @@ class CreateDeployment:
     async def validate(self, creation: Creation) -> Deployment:
         """What would be created; errors as of `create`."""
         leaving = self._predecessors(creation.spec) if creation.strategy is Strategy.RECREATE else []
-        placed = await self._planning.plan(creation.spec, leaving=leaving)
+        placed = await self._planning.plan(creation.spec, leaving=leaving, weights_needed=True)
         deployment_id = creation.deployment_id or default_deployment_id(creation.spec.model, placed.plan.plan_hash)
         name = f"deployments/{deployment_id}"
         self._check_free(name, placed.plan)
@@ -195,12 +198,16 @@ class CreateDeployment:
 
 
 def check_report(plan: DeploymentPlan, report: EngineReport) -> None:
-    """Compare what an engine measured with its plan; FailedPreconditionError if it takes more than was planned."""
+    """Compare what an engine measured with its plan.
+
+    Raises FailedPreconditionError if a token's cache differs, or if the weights take more.
+    """
     facts = plan.facts
-    if report.kv_bytes_per_token > facts.kv_bytes_per_token:
+    if abs(report.kv_bytes_per_token - facts.kv_bytes_per_token) > KV_TOLERANCE * facts.kv_bytes_per_token:
         raise FailedPreconditionError(
             plan.triton_model,
-            f"a token takes {report.kv_bytes_per_token:,} bytes of cache, planned were {facts.kv_bytes_per_token:,}",
+            f"a token takes {report.kv_bytes_per_token:,} bytes of cache, planned were {facts.kv_bytes_per_token:,}: "
+            f"more than {KV_TOLERANCE:.0%} off, so that no plan for this model on this engine holds",
             reason="PLAN_MISMATCH",
         )
     if report.weight_bytes > facts.weight_bytes * (1 + WEIGHT_TOLERANCE) + WEIGHT_SLACK_BYTES:

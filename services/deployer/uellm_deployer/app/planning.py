@@ -8,6 +8,7 @@ from uellm.rpc.errors import ResourceExhaustedError
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.ports import ModelLibrary, TopologySource
 from uellm_deployer.domain.deployment import Deployment, State
+from uellm_deployer.domain.facts import refusal
 from uellm_deployer.domain.placement import Placed, Planner
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
 from uellm_deployer.domain.topology import Topology
@@ -27,7 +28,12 @@ class Planning:
         return await self._source.read()
 
     async def plan(
-        self, spec: DeploymentSpec, machine: Topology | None = None, leaving: Iterable[Deployment] = ()
+        self,
+        spec: DeploymentSpec,
+        machine: Topology | None = None,
+        leaving: Iterable[Deployment] = (),
+        *,
+        weights_needed: bool = False,
     ) -> Placed:
         """Plan.
 
@@ -35,12 +41,15 @@ class Planning:
             spec: what is wanted.
             machine: plan for this one, taken as it is; None: for the real one.
             leaving: deployments whose memory will be free again.
+            weights_needed: whether the plan is to be carried out, so that the config alone is not enough.
 
         Raises:
             InvalidArgumentError: the model or the spec is not supported.
             ResourceExhaustedError: it does not fit; the message has the numbers.
         """
         shape = await self._library.shape(spec.weights_path)
+        if weights_needed and not shape.has_weights:
+            raise refusal(f"{spec.weights_path} has a config, but no model.safetensors or model.safetensors.index.json")
         return self._planner.place(spec, shape, machine or await self._available(list(leaving)))
 
     async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from uellm_deployer.domain.topology import DeviceKind
+from uellm.cost.kv_config import CacheForm
+from uellm.rpc.errors import FieldViolation, InvalidArgumentError
+from uellm_deployer.domain.quantisation import Quantisation
+from uellm_deployer.domain.topology import Device, DeviceKind
 
 
 class EngineKind(StrEnum):
@@ -31,6 +34,10 @@ class Engine:
     is the embedding: linear layers are packed for the kernels, the head too, while the embedding stays plain."""
     reserve_bytes: Mapping[DeviceKind, int]
     """What the framework takes besides tensors."""
+    cache_form: CacheForm = CacheForm.TRANSFORMERS
+    """What it keeps of a token where the architecture leaves a choice."""
+    quantised: Mapping[DeviceKind, frozenset[str]] = field(default_factory=dict)
+    """Quantisations (`Quantisation.label`) that it computes with, by device."""
 
 
 ENGINES: dict[str, Engine] = {
@@ -50,6 +57,37 @@ ENGINES: dict[str, Engine] = {
         prompt_tokens_at_once=4_096,
         head_copies_on_cpu={False: 2, True: 2},  # packs the embedding as well, and keeps both plain
         reserve_bytes={DeviceKind.GPU: 2 << 30, DeviceKind.CPU: 1 << 30},
+        cache_form=CacheForm.COMPACT,
+        # Release 0.32, its registers of methods and kernels. On a CPU FP8 needs AMX, and only words of 4 bits are read.
+        quantised={
+            DeviceKind.GPU: frozenset(
+                {"gptq int4", "gptq int8", "awq int4", "fp8 float8"}
+                | {f"compressed-tensors {number}" for number in ("int4", "int8", "float8")}
+            ),
+            DeviceKind.CPU: frozenset({"gptq int4", "awq int4", "compressed-tensors int4", "compressed-tensors int8"}),
+        },
     ),
 }
-"""By backend."""
+"""By backend. The environment of `hf` has none of the libraries that transformers needs for quantised weights."""
+
+
+def able_devices(backend: str, scheme: Quantisation | None, devices: Sequence[Device]) -> list[Device]:
+    """Those on which the backend computes with such weights; InvalidArgumentError if there is none."""
+    if scheme is None:
+        return list(devices)
+    able = [device for device in devices if scheme.label in ENGINES[backend].quantised.get(device.kind, frozenset())]
+    if devices and not able:
+        raise InvalidArgumentError([FieldViolation("spec.backend", _cannot_serve(backend, scheme, devices))])
+    return able
+
+
+def _cannot_serve(backend: str, scheme: Quantisation, devices: Sequence[Device]) -> str:
+    kinds = sorted({device.kind for device in devices})
+    others = [
+        f"{name} on a {kind}"
+        for name, engine in ENGINES.items()
+        for kind, labels in engine.quantised.items()
+        if scheme.label in labels
+    ]
+    advice = f"use {' or '.join(others)}" if others else "deploy the model unquantised"
+    return f"{backend} cannot serve {scheme.label} weights on a {' or '.join(kinds)}: {advice}"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from uellm.cost.memory import ELEMENT_BYTES, PeakMemory
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError, ResourceExhaustedError
-from uellm_deployer.domain.engines import ENGINES, EngineKind
+from uellm_deployer.domain.engines import ENGINES, EngineKind, able_devices
 from uellm_deployer.domain.facts import ModelFacts, ModelShape
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Objective, Stage
 from uellm_deployer.domain.roofline import step_time
@@ -46,7 +46,7 @@ class OneDevicePlanner:
         """Plan on the best device that has the room."""
         plans = {
             device.id: _plan_on(device, topology.framework_name(device.id), spec, shape)
-            for device in _candidates(spec, topology)
+            for device in able_devices(spec.backend, shape.quantisation, _candidates(spec, topology))
         }
         fitting: list[DeploymentPlan] = []
         short: list[tuple[DeploymentPlan, int]] = []
@@ -86,9 +86,10 @@ def _free(topology: Topology, device_id: str) -> int:
 
 
 def _plan_on(device: Device, engine_name: str, spec: DeploymentSpec, shape: ModelShape) -> DeploymentPlan:
-    dtype = spec.dtype or ENGINES[spec.backend].default_dtype[device.kind]
-    copies = ENGINES[spec.backend].head_copies_on_cpu[shape.tied_head] if device.kind is DeviceKind.CPU else 0
-    facts = shape.facts(ELEMENT_BYTES[dtype], head_copies=copies)
+    engine = ENGINES[spec.backend]
+    dtype = spec.dtype or engine.default_dtype[device.kind]
+    copies = engine.head_copies_on_cpu[shape.tied_head] if device.kind is DeviceKind.CPU else 0
+    facts = shape.facts(ELEMENT_BYTES[dtype], head_copies=copies, cache_form=engine.cache_form)
     resolved = _resolve(replace(spec, dtype=dtype), facts)
     memory = _memory_of(device, resolved, shape, facts)
     times = step_time(facts, device)

@@ -117,8 +117,10 @@ class Core:
         config, cache = self._engine.model_config, self._engine.vllm_config.cache_config
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in runner.kv_caches}
         page_bytes = sum(storage.nbytes() for storage in storages.values()) // cache.num_gpu_blocks
+        # Groups of layers with and without a window share their memory, but a token takes a slot in each of them.
+        token_bytes = sum(tensor.nbytes for tensor in runner.kv_caches) // cache.num_gpu_blocks // cache.block_size
         return {
-            "kv_bytes_per_token": page_bytes // cache.block_size,
+            "kv_bytes_per_token": token_bytes,
             "kv_page_tokens": cache.block_size,
             "kv_budget_bytes": page_bytes * (cache.num_gpu_blocks - 1),  # vLLM keeps one page for itself
             "weight_bytes": _weight_bytes(runner.model, config.dtype.itemsize),
