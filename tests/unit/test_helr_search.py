@@ -1,0 +1,89 @@
+"""The search against every plan, one by one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.helr import Plan, best_he, best_helr, best_kept, best_lr, every_plan, problems
+from uellm_deployer.domain.helr.cost import PER_SECOND, CopyPrice, Pricing
+from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
+from uellm_deployer.domain.helr.problem import Goal, Problem, Slo
+from uellm_deployer.domain.helr.realise import Copy
+from uellm_deployer.domain.helr.solve import best_copies
+
+SLACK = Fraction(1, 8)
+searched = settings(max_examples=60, deadline=None)
+
+
+def priced(problem: Problem, copies: tuple[Copy, ...]) -> tuple[list[CopyPrice], set[int]]:
+    """Prices of copies that keep every rule, and their devices."""
+    pricing, used = Pricing(problem), [d for copy in copies for span in copy for d in span.devices]
+    assert len(set(used)) == len(used)
+    for copy in copies:
+        assert pricing.missing_bytes(copy) == 0
+        assert [span.first for span in copy[1:]] == [span.last for span in copy[:-1]]
+        assert (copy[0].first, copy[-1].last) == (0, len(problem.model.layers))
+        assert all(span.last - span.first >= problem.constraints.min_layers for span in copy)
+        assert all(pricing.can_group(span.devices) for span in copy)
+    return [pricing.price(copy) for copy in copies], set(used)
+
+
+def plans_of(problem: Problem) -> list[Plan]:
+    """All plans; if there is none, the search says so too."""
+    plans = every_plan(problem)
+    if not plans:
+        for goal in Goal:
+            with pytest.raises(DoesNotFitError):
+                best_copies(problem, goal)
+    return plans
+
+
+@searched
+@given(problems())
+def test_least_latency(problem: Problem) -> None:
+    if plans := plans_of(problem):
+        (price,), used = priced(problem, best_copies(problem, Goal.LR))
+        assert (price.latency, len(used), price.bottleneck) == best_lr(plans)
+
+
+@searched
+@given(problems())
+def test_fewest_devices_filled_most(problem: Problem) -> None:
+    if plans := plans_of(problem):
+        (price,), used = priced(problem, best_copies(problem, Goal.HE))
+        free = sum(problem.devices[device].free_bytes for device in used)
+        assert (len(used), free, price.latency, price.bottleneck) == best_he(problem, plans)
+
+
+@searched
+@given(problems())
+def test_least_latency_near_the_least_bottleneck(problem: Problem) -> None:
+    if plans := plans_of(problem):
+        prices, used = priced(problem, best_copies(problem, Goal.HELR, slack=float(SLACK)))
+        bottleneck = Fraction(max(price.interval for price in prices), len(prices))
+        found = (max(price.latency for price in prices), bottleneck, len(used))
+        assert found == best_helr(problem, plans, SLACK)
+
+
+@searched
+@given(problems(), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
+def test_cheapest_that_keeps_both_promises(problem: Problem, first: float, output: float) -> None:
+    if not (plans := plans_of(problem)):
+        return
+    slo = Slo(first * plans[0].prefill / PER_SECOND, output * plans[-1].latency / PER_SECOND)
+    assert slo.first_token_seconds is not None
+    assert slo.output_token_seconds is not None
+    limits = int(slo.first_token_seconds * PER_SECOND), int(slo.output_token_seconds * PER_SECOND)
+    expected = best_kept(problem, plans, *limits)
+    if expected is None:
+        with pytest.raises(SloUnreachableError):
+            best_copies(problem, Goal.LR, slo=slo)
+        return
+    (price,), used = priced(problem, best_copies(problem, Goal.LR, slo=slo))
+    assert (len(used), price.latency, price.bottleneck) == expected
+    assert price.prefill <= limits[0]
+    assert price.output_token <= limits[1]
