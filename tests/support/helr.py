@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 from hypothesis import strategies as st
-
 from uellm_deployer.domain.helr.cost import INFINITE, Pricing
 from uellm_deployer.domain.helr.problem import Constraints, Device, Link, Model, Part, Problem, Workload
 
@@ -29,11 +28,11 @@ def every_plan(problem: Problem) -> list[Plan]:
     pricing, plans = Pricing(problem), []
     for groups in _sequences(problem, pricing):
         curves = [pricing.curves(group) for group in groups]
-        hops = [pricing.hop(a, b) for a, b in zip(groups, groups[1:], strict=False)]
+        hops = [pricing.hop(a, b) for a, b in pairwise(groups)]
         if any(decode >= INFINITE for decode, _ in hops):
             continue
         for cuts in _splits(len(problem.model.layers), len(groups), problem.constraints.min_layers):
-            ranges = list(zip(curves, cuts, cuts[1:], strict=False))
+            ranges = list(zip(curves, cuts[:-1], cuts[1:], strict=True))
             if any(c.bytes_of(a, b) > c.capacity for c, a, b in ranges):
                 continue
             stages = [int(c.decode[b] - c.decode[a]) for c, a, b in ranges]
@@ -76,7 +75,7 @@ def _sequences(problem: Problem, pricing: Pricing) -> Iterator[tuple[tuple[int, 
 def _splits(layers: int, stages: int, least: int) -> Iterator[tuple[int, ...]]:
     for cuts in combinations(range(1, layers), stages - 1):
         borders = (0, *cuts, layers)
-        if all(b - a >= least for a, b in zip(borders, borders[1:], strict=False)):
+        if all(b - a >= least for a, b in pairwise(borders)):
             yield borders
 
 
@@ -155,9 +154,7 @@ def machine(
     each = count // nodes
     devices = tuple(Device(f"gpu{n}", int(gib * GIB), bandwidth, 300e12, node=n // each) for n in range(count))
     links = tuple(
-        Link(a.id, b.id, link, latency, groups)
-        if a.node == b.node
-        else Link(a.id, b.id, link / 10, 2 * latency)
+        Link(a.id, b.id, link, latency, groups) if a.node == b.node else Link(a.id, b.id, link / 10, 2 * latency)
         for a, b in combinations(devices, 2)
     )
     return devices, links

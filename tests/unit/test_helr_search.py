@@ -7,20 +7,29 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.support.helr import Plan, best_he, best_helr, best_kept, best_lr, every_plan, problems
-from uellm_deployer.domain.helr.cost import PER_SECOND, CopyPrice, Pricing
+from uellm_deployer.domain.helr.cost import PER_SECOND, CopyPrice, Pricing, Span
 from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
 from uellm_deployer.domain.helr.problem import Goal, Problem, Slo
-from uellm_deployer.domain.helr.realise import Copy
-from uellm_deployer.domain.helr.solve import best_copies
+from uellm_deployer.domain.helr.solve import solve
+
+from tests.support.helr import Plan, best_he, best_helr, best_kept, best_lr, every_plan, problems
 
 SLACK = Fraction(1, 8)
 searched = settings(max_examples=60, deadline=None)
 
 
-def priced(problem: Problem, copies: tuple[Copy, ...]) -> tuple[list[CopyPrice], set[int]]:
-    """Prices of copies that keep every rule, and their devices."""
+def found(problem: Problem, goal: Goal, slo: Slo | None = None) -> tuple[list[CopyPrice], set[int]]:
+    """Prices of the copies that the search finds, which keep every rule, and their devices."""
+    placement = solve(problem, goal, slack=float(SLACK), slo=slo)
+    assert placement.exact
+    index = {device.id: number for number, device in enumerate(problem.devices)}
+    copies = [
+        [
+            Span(tuple(index[name] for name in s.device_ids), s.first_layer, s.first_layer + s.layer_count)
+            for s in copy.stages
+        ]
+        for copy in placement.plan.copies
+    ]
     pricing, used = Pricing(problem), [d for copy in copies for span in copy for d in span.devices]
     assert len(set(used)) == len(used)
     for copy in copies:
@@ -38,7 +47,7 @@ def plans_of(problem: Problem) -> list[Plan]:
     if not plans:
         for goal in Goal:
             with pytest.raises(DoesNotFitError):
-                best_copies(problem, goal)
+                solve(problem, goal)
     return plans
 
 
@@ -46,7 +55,7 @@ def plans_of(problem: Problem) -> list[Plan]:
 @given(problems())
 def test_least_latency(problem: Problem) -> None:
     if plans := plans_of(problem):
-        (price,), used = priced(problem, best_copies(problem, Goal.LR))
+        (price,), used = found(problem, Goal.LR)
         assert (price.latency, len(used), price.bottleneck) == best_lr(plans)
 
 
@@ -54,7 +63,7 @@ def test_least_latency(problem: Problem) -> None:
 @given(problems())
 def test_fewest_devices_filled_most(problem: Problem) -> None:
     if plans := plans_of(problem):
-        (price,), used = priced(problem, best_copies(problem, Goal.HE))
+        (price,), used = found(problem, Goal.HE)
         free = sum(problem.devices[device].free_bytes for device in used)
         assert (len(used), free, price.latency, price.bottleneck) == best_he(problem, plans)
 
@@ -63,10 +72,10 @@ def test_fewest_devices_filled_most(problem: Problem) -> None:
 @given(problems())
 def test_least_latency_near_the_least_bottleneck(problem: Problem) -> None:
     if plans := plans_of(problem):
-        prices, used = priced(problem, best_copies(problem, Goal.HELR, slack=float(SLACK)))
+        prices, used = found(problem, Goal.HELR)
         bottleneck = Fraction(max(price.interval for price in prices), len(prices))
-        found = (max(price.latency for price in prices), bottleneck, len(used))
-        assert found == best_helr(problem, plans, SLACK)
+        best = (max(price.latency for price in prices), bottleneck, len(used))
+        assert best == best_helr(problem, plans, SLACK)
 
 
 @searched
@@ -81,9 +90,9 @@ def test_cheapest_that_keeps_both_promises(problem: Problem, first: float, outpu
     expected = best_kept(problem, plans, *limits)
     if expected is None:
         with pytest.raises(SloUnreachableError):
-            best_copies(problem, Goal.LR, slo=slo)
+            solve(problem, Goal.LR, slo=slo)
         return
-    (price,), used = priced(problem, best_copies(problem, Goal.LR, slo=slo))
+    (price,), used = found(problem, Goal.LR, slo)
     assert (len(used), price.latency, price.bottleneck) == expected
     assert price.prefill <= limits[0]
     assert price.output_token <= limits[1]

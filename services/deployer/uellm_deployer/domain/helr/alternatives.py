@@ -51,12 +51,11 @@ def _rank(plan: Plan, goal: Goal) -> tuple[float, ...]:
 
 def _lost(plan: Plan, best: Plan) -> str:
     """In the figures that goals are about."""
-    parts = [
-        f"{what} {theirs / ours:.3g} times"
-        for what, theirs, ours in (
-            ("LR", plan.latency_seconds, best.latency_seconds),
-            ("bottleneck", plan.bottleneck_seconds, best.bottleneck_seconds),
-        )
-        if ours > 0
-    ]
-    return ", ".join([*parts, f"{plan.device_count} devices instead of {best.device_count}"])
+    times = (
+        ("LR", plan.latency_seconds, best.latency_seconds),
+        ("bottleneck", plan.bottleneck_seconds, best.bottleneck_seconds),
+    )
+    counts = (("copies", len(plan.copies), len(best.copies)), ("devices", plan.device_count, best.device_count))
+    parts = [f"{what} {theirs / ours - 1:+.3%}" for what, theirs, ours in times if ours > 0]
+    parts += [f"{theirs} {what} instead of {ours}" for what, theirs, ours in counts if theirs != ours]
+    return ", ".join(parts)

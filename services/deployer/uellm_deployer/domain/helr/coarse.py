@@ -38,9 +38,7 @@ def by_switch(problem: Problem) -> Problem:
         if link.groups:
             home[root(link.device_b)] = root(link.device_a)
     number = {name: count for count, name in enumerate(dict.fromkeys(root(device.id) for device in problem.devices))}
-    return replace(
-        problem, devices=tuple(replace(device, node=number[root(device.id)]) for device in problem.devices)
-    )
+    return replace(problem, devices=tuple(replace(device, node=number[root(device.id)]) for device in problem.devices))
 
 
 def hardened(problem: Problem) -> Problem:
@@ -78,8 +76,7 @@ def _merged(problem: Problem, key: Callable[[Device], Hashable], *, worst: bool)
     kind = {device.id: number for number, members in enumerate(groups.values()) for device in members}
     between: dict[tuple[int, int], list[Link]] = defaultdict(list)
     for link in problem.links:
-        a, b = sorted((kind[link.device_a], kind[link.device_b]))
-        between[a, b].append(link)
+        between[_pair(kind[link.device_a], kind[link.device_b])].append(link)
     pairs = [((a.id, b.id), _pair(kind[a.id], kind[b.id])) for a, b in combinations(problem.devices, 2)]
     count: dict[tuple[int, int], int] = defaultdict(int)
     for _, pair in pairs:
@@ -87,11 +84,9 @@ def _merged(problem: Problem, key: Callable[[Device], Hashable], *, worst: bool)
     links = {pair: _joined(found, count[pair], worst=worst) for pair, found in between.items()}
     return replace(
         problem,
-        devices=tuple(
-            replace(device, free_bytes=room[key(device)], reserve_bytes=0) for device in problem.devices
-        ),
+        devices=tuple(replace(device, free_bytes=room[key(device)], reserve_bytes=0) for device in problem.devices),
         links=tuple(
-            replace(link, device_a=a, device_b=b) for (a, b), pair in pairs if (link := links.get(pair)) is not None
+            replace(joined, device_a=a, device_b=b) for (a, b), pair in pairs if (joined := links.get(pair)) is not None
         ),
     )
 

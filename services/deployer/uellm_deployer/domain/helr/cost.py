@@ -168,9 +168,7 @@ class Pricing:
         def held(part: Part) -> int:
             return -(-part.weight_bytes // size) - (-part.kv_bytes // split)
 
-        return Curves(
-            self._sums(decode), self._sums(prefill), self._sums(held), model.shared_bytes // size, capacity
-        )
+        return Curves(self._sums(decode), self._sums(prefill), self._sums(held), model.shared_bytes // size, capacity)
 
     def _sums(self, value: Callable[[Part], int]) -> Array:
         known = cache(value)

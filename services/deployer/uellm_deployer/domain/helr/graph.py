@@ -106,16 +106,19 @@ class _Growth:
             kind = self._kinds[number]
             takes = tuple(a + b for a, b in zip(state.takes, kind.takes, strict=True))
             if all(map(int.__le__, takes, sizes)) and (self._free or _ascends(last.takes, kind.takes)):
-                yield State(state.nodes, takes, number, state.devices + kind.size), self.hop(state.kind, number, True)
+                yield (
+                    State(state.nodes, takes, number, state.devices + kind.size),
+                    self.hop(state.kind, number, same_node=True),
+                )
         for unit in range(0 if self._free else last.unit, len(self._units)):
             if state.nodes[unit] < len(self._units[unit].nodes):
                 nodes = tuple(count + (place == unit) for place, count in enumerate(state.nodes))
                 for number in self._of_unit[unit]:
                     kind = self._kinds[number]
                     following = State(nodes, kind.takes, number, state.devices + kind.size)
-                    yield following, self.hop(state.kind, number, False)
+                    yield following, self.hop(state.kind, number, same_node=False)
 
-    def _hop(self, source: int, target: int, same_node: bool) -> tuple[int, int]:  # noqa: FBT001
+    def _hop(self, source: int, target: int, *, same_node: bool) -> tuple[int, int]:
         a, b = self._kinds[source], self._kinds[target]
         nodes = self._units[b.unit].nodes
         if same_node:

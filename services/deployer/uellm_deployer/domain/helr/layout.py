@@ -71,7 +71,7 @@ def _twins(pricing: Pricing, a: int, b: int) -> bool:
 
 
 def _quality(link: Link | None) -> tuple[float, float, bool] | None:
-    return link and (link.bandwidth, link.latency_seconds, link.groups)
+    return None if link is None else (link.bandwidth, link.latency_seconds, link.groups)
 
 
 def flat(pricing: Pricing) -> tuple[Unit, ...]:
@@ -99,7 +99,9 @@ def _same_node(pricing: Pricing, a: Classes, b: Classes) -> bool:
     """Whether exchanging two nodes, class by class, changes nothing."""
     if [len(members) for members in a] != [len(members) for members in b]:
         return False
-    figures = [[(pricing.problem.devices[m[0]].speed, pricing.problem.devices[m[0]].room_bytes) for m in c] for c in (a, b)]
+    figures = [
+        [(pricing.problem.devices[m[0]].speed, pricing.problem.devices[m[0]].room_bytes) for m in c] for c in (a, b)
+    ]
     inside = {device for members in (*a, *b) for device in members}
     others = [x for x in range(len(pricing.problem.devices)) if x not in inside]
 

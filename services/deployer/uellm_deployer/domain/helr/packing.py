@@ -37,7 +37,7 @@ class _Box:
 
     def least(self, allowed: Allowed) -> Allowed:
         """The allowed options that contain no other allowed one: no more are needed."""
-        return allowed & ~(self._within & allowed).any(axis=1)
+        return np.asarray(allowed & ~(self._within & allowed).any(axis=1))
 
     def table(self, options: Array, copies: Array, devices: Array, most: int) -> Array:
         """Pack any of the options, each of so many copies and devices; shape (points + 1, most + 1)."""
@@ -97,7 +97,7 @@ class Space:
         """Fewest devices for each number of copies, shape (most + 1,); `NONE` where they do not fit."""
         inner = [self._inner(unit, allowed)[1][box.full] for unit, box in enumerate(self._boxes)]
         if self._only:
-            return inner[0]
+            return np.asarray(inner[0])
         options = self._options(inner, allowed)
         result: Array = self._outer.table(*options, self.most)[self._outer.full]
         return result

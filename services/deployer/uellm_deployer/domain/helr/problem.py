@@ -154,6 +154,9 @@ class Problem:
         yield any(link.bandwidth <= 0 or link.latency_seconds < 0 for link in self.links), "rates of links"
         yield min(load.rows, load.prompt_tokens, load.micro_batches, model.kv_heads) < 1, "counts start at 1"
         yield not rules.tensor_sizes or min(rules.tensor_sizes) < 1 or rules.min_layers < 1, "sizes start at 1"
-        yield any(limit is not None and limit < 1 for limit in (rules.max_stages, rules.max_copies)), "limits start at 1"
+        yield (
+            any(limit is not None and limit < 1 for limit in (rules.max_stages, rules.max_copies)),
+            "limits start at 1",
+        )
         least = min(model.embedding.weight_bytes, model.head.weight_bytes)
         yield not 0 <= model.shared_bytes <= least, "embedding and head share at most what each holds"

@@ -91,15 +91,26 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no plan falls below."""
+
+    latency_seconds: float
+    """LR of any plan that the goal admits. Of an exact answer it is the plan's own."""
+    bottleneck_seconds: float | None
+    """Of any plan; told for HELR. Of an exact answer it is the least there is."""
+    devices: int
+    """In number, of any plan."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """The best plan, with a bound on all plans."""
 
     goal: Goal
     plan: Plan
     exact: bool
-    """Whether no plan is better; else the bound says how much better one could be."""
-    lower_bound_seconds: float
-    """No plan that the goal admits has a lower LR. Of an exact answer it is the plan's own."""
+    """Whether no plan is better; else the bounds say how much better one could be."""
+    bounds: Bounds
     alternatives: tuple[Alternative, ...] = ()
 
     @property
@@ -110,7 +121,13 @@ class Placement:
     @property
     def gap(self) -> float:
         """By which share of the bound LR may be too high."""
-        return self.objective_seconds / self.lower_bound_seconds - 1 if self.lower_bound_seconds else 0.0
+        return self.objective_seconds / self.bounds.latency_seconds - 1
+
+    @property
+    def bottleneck_gap(self) -> float | None:
+        """By which share the bottleneck exceeds the least; up to the slack this is what HELR paid for LR."""
+        least = self.bounds.bottleneck_seconds
+        return None if least is None else self.plan.bottleneck_seconds / least - 1
 
 
 def seconds(picoseconds: int) -> float:

@@ -71,7 +71,7 @@ class Search:
         return np.asarray(self.latencies(self.stage_limit(interval)) <= most)
 
     def stage_limit(self, interval: int) -> int:
-        """Of stages and hops of copies with at most this interval: with one step in flight it is LR, which bounds them."""
+        """Of stages and hops, given an interval: with one step in flight that is LR, which bounds them anyway."""
         return INFINITE if self.in_flight == 1 else interval
 
     def most_copies(self, interval: int, latency: int = INFINITE) -> int:

@@ -82,7 +82,7 @@ def _within(search: Search, budget: _Budget, limit: int) -> Kept | None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Label:
-    """The last stages of a copy, from layer `last` on, and the least LR that it can have (the first field: a heap's)."""
+    """The last stages of a copy, which end before layer `last`; first the least LR that it can have, for a heap."""
 
     bound: int
     order: int
@@ -140,7 +140,9 @@ class _Program:
             )
         )
         decode, prefill, both = decode + label.decode, prefill + label.prefill, self._budget.both
-        before = [tables[label.level - 1][steps.source, steps.first] if label.level else 0 * decode for tables in self._sums]
+        before = [
+            tables[label.level - 1][steps.source, steps.first] if label.level else 0 * decode for tables in self._sums
+        ]
         total = before[0] + decode
         within = self._budget.allows(
             total, before[1] + prefill, before[2] + both.decode * decode + both.prefill * prefill

@@ -30,7 +30,7 @@ DECODE, PREFILL = Weights(), Weights(0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Ways into a state, one row each: the last stage has the layers from `first` on, after `source` of the level before.
+    """Ways into a state, one row each: a last stage from layer `first` on, after state `source` of the level before.
 
     In order of preference, last first: among equals the first stages get the lowest devices.
     """

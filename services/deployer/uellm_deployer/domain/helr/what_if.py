@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from uellm_deployer.domain.helr.cost import LONGEST
+from uellm_deployer.domain.helr.coarse import allowed
+from uellm_deployer.domain.helr.cost import LONGEST, Pricing
+from uellm_deployer.domain.helr.effort import search_of
 from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
 from uellm_deployer.domain.helr.goals import within
 from uellm_deployer.domain.helr.problem import Device, Goal, Link, Problem, Slo
 from uellm_deployer.domain.helr.realise import copies_of
 from uellm_deployer.domain.helr.result import Placement, Plan, describe
-from uellm_deployer.domain.helr.solve import SLACK, search_of, solve
+from uellm_deployer.domain.helr.solve import SLACK, solve
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,8 @@ def _compare(
 
 def pareto_front(problem: Problem, points: int = 32) -> tuple[Plan, ...]:
     """Plans of which none has both LR and bottleneck lower than another, from the lowest LR on; at most so many."""
-    search, true, _ = search_of(problem)
+    problem = allowed(problem)
+    search, true = search_of(problem)[0], Pricing(problem)
     front: list[Plan] = []
     bottleneck = Fraction(LONGEST - 1)
     while len(front) < points:
