@@ -171,7 +171,7 @@ def problems(draw: st.DrawFn, devices: int = 5, layers: int = 10) -> Problem:
     figures = [
         Device(
             id=f"d{n}",
-            free_bytes=draw(st.integers(2, 40)),
+            free_bytes=draw(st.integers(6, 44)),
             bandwidth=draw(rates),
             flops=draw(rates),
             reserve_bytes=draw(st.integers(0, 2)),
@@ -212,7 +212,7 @@ def problems(draw: st.DrawFn, devices: int = 5, layers: int = 10) -> Problem:
         devices=tuple(figures),
         links=tuple(links),
         constraints=Constraints(
-            tensor_sizes=draw(st.sampled_from([(1,), (1,), (1, 2), (1, 2, 4), (2,)])),
+            tensor_sizes=draw(st.sampled_from([(1,), (1,), (1,), (1, 2), (1, 2), (1, 2, 4), (2,)])),
             uniform_tensor_size=draw(st.booleans()),
             order_is_free=draw(st.integers(0, 3)) > 0,
             min_layers=draw(st.sampled_from([1, 1, 1, 2])),
