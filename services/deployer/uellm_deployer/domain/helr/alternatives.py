@@ -18,19 +18,19 @@ MOST = 4
 
 def alternatives(true: Pricing, search: Search, goal: Goal, best: Plan) -> tuple[Alternative, ...]:
     """Best first: one copy on each other number of devices, by LR; the pipeline with the least bottleneck."""
-    plans = dict.fromkeys(describe(true, copies_of(search, found)) for found in _candidates(search))
+    plans = dict.fromkeys(describe(true, copies_of(search, found)) for found in _candidates(search, goal))
     shape = _shape(best)
     others = [plan for plan in plans if _shape(plan) != shape]
     others.sort(key=lambda plan: _rank(plan, goal))
     return tuple(Alternative(plan, _lost(plan, best)) for plan in others[:MOST])
 
 
-def _candidates(search: Search) -> Iterator[Found]:
+def _candidates(search: Search, goal: Goal) -> Iterator[Found]:
     latency = search.latencies()
     for devices in sorted(set(search.devices[latency < LONGEST].tolist())):
         of_number = np.flatnonzero(search.devices == devices)
         yield Found((((int(of_number[latency[of_number].argmin()])),),), INFINITE, 0)
-    if search.in_flight > 1:
+    if goal is Goal.HELR and search.in_flight > 1:
         interval = search.least_interval(1, INFINITE, LONGEST - 1)
         choices = np.flatnonzero(search.allowed(interval))
         ranked = np.lexsort((search.devices[choices], search.latencies(interval)[choices]))

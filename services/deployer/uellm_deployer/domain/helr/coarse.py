@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from itertools import combinations
@@ -27,6 +27,12 @@ def by_switch(problem: Problem) -> Problem:
     """With the groups that links for tensor parallelism connect as nodes, where all devices are in one node."""
     if len({device.node for device in problem.devices}) > 1:
         return problem
+    number = connected(problem)
+    return replace(problem, devices=tuple(replace(device, node=number[device.id]) for device in problem.devices))
+
+
+def connected(problem: Problem) -> dict[str, int]:
+    """The devices' islands, numbered: sets that links for tensor parallelism connect."""
     home = {device.id: device.id for device in problem.devices}
 
     def root(device: str) -> str:
@@ -38,15 +44,39 @@ def by_switch(problem: Problem) -> Problem:
         if link.groups:
             home[root(link.device_b)] = root(link.device_a)
     number = {name: count for count, name in enumerate(dict.fromkeys(root(device.id) for device in problem.devices))}
-    return replace(problem, devices=tuple(replace(device, node=number[root(device.id)]) for device in problem.devices))
+    return {device.id: number[root(device.id)] for device in problem.devices}
 
 
-def hardened(problem: Problem) -> Problem:
+ROOMS = 16
+"""Sizes into which the room of devices is rounded down where nodes must become alike."""
+
+
+def hardened(problem: Problem, *, rounded: bool = False, far_alike: bool = False) -> Problem:
     """Devices of the same speed in one node get the least room, and links between two such groups the slowest.
 
-    No cost falls and no room grows: a plan for it is a plan for the problem, at no higher cost.
+    No cost falls and no room grows: a plan for it is a plan for the problem, at no higher cost. `rounded`: room is
+    rounded down, and only devices of the same room are one group; `far_alike`: all links between nodes are the slowest.
     """
-    return _merged(problem, lambda device: (device.node, device.speed), worst=True)
+    if not rounded:
+        merged = _merged(problem, lambda device: (device.node, device.speed), worst=True)
+    else:
+        grid = max(1, max(device.room_bytes for device in problem.devices) // ROOMS)
+        devices = tuple(
+            replace(device, free_bytes=device.room_bytes // grid * grid, reserve_bytes=0) for device in problem.devices
+        )
+        rough = replace(problem, devices=devices)
+        merged = _merged(rough, lambda device: (device.node, device.speed, device.room_bytes), worst=True)
+    return _far_alike(merged) if far_alike else merged
+
+
+def _far_alike(problem: Problem) -> Problem:
+    node = {device.id: device.node for device in problem.devices}
+    pairs = [(a.id, b.id) for a, b in combinations(problem.devices, 2) if a.node != b.node]
+    near = [link for link in problem.links if node[link.device_a] == node[link.device_b]]
+    far = [link for link in problem.links if node[link.device_a] != node[link.device_b]]
+    joined = _joined(far, len(pairs), worst=True) if far else None
+    links = [replace(joined, device_a=a, device_b=b) for a, b in pairs] if joined is not None else []
+    return replace(problem, links=(*near, *links))
 
 
 def relaxed(problem: Problem, *, one_class: bool) -> Problem:
@@ -63,7 +93,9 @@ def relaxed(problem: Problem, *, one_class: bool) -> Problem:
                 for device in problem.devices
             ),
         )
-    rules = replace(problem.constraints, order_is_free=True)
+    largest = max(Counter(connected(problem).values()).values(), default=0)
+    sizes = tuple(size for size in problem.constraints.tensor_sizes if size <= largest)
+    rules = replace(problem.constraints, order_is_free=True, tensor_sizes=sizes or problem.constraints.tensor_sizes)
     return _merged(replace(problem, constraints=rules), lambda device: device.speed, worst=False)
 
 

@@ -135,17 +135,15 @@ def _ascends(first: Takes, second: Takes) -> bool:
     return last <= min(place for place, count in enumerate(second) if count)
 
 
-def build(pricing: Pricing, units: tuple[Unit, ...], sizes: tuple[int, ...], footprints: Footprints) -> Graph:
-    """All states that plans with groups of these sizes go through."""
+def build(
+    pricing: Pricing, units: tuple[Unit, ...], sizes: tuple[int, ...], footprints: Footprints, stages: int
+) -> Graph:
+    """All states that plans with groups of these sizes, and at most so many stages, go through."""
     found = kinds(pricing, units, sizes)
     growth = _Growth(pricing, units, found)
-    rules = pricing.problem.constraints
-    most = len(pricing.problem.model.layers) // rules.min_layers
-    if rules.max_stages is not None:
-        most = min(most, rules.max_stages)
     levels: list[Level] = []
     ways: dict[State, list[tuple[int, tuple[int, int]]]] = {state: [] for state in growth.first()}
-    while ways and len(levels) < most:
+    while ways and len(levels) < stages:
         level = _level(ways, footprints)
         levels.append(level)
         ways = {}

@@ -43,8 +43,11 @@ class _Box:
         """Pack any of the options, each of so many copies and devices; shape (points + 1, most + 1)."""
         table = np.full((self.full + 2, most + 1), NONE, dtype=np.int64)
         table[:-1, 0] = 0
+        if not len(options):
+            return table
+        reachable = np.flatnonzero((self.rest[options] <= self.full).any(axis=0))
         by_copies = [(int(count), options[copies == count], devices[copies == count]) for count in np.unique(copies)]
-        for point in range(1, self.full + 1):
+        for point in reachable[reachable <= self.full]:
             for count, of_count, size in by_copies:
                 ways = table[self.rest[of_count, point], : most + 1 - count] + size[:, None]
                 np.minimum(table[point, count:], ways.min(axis=0), out=table[point, count:])
@@ -73,7 +76,8 @@ class Space:
         nodes = [len(unit.nodes) for unit in units]
         total = sum(sum(unit.sizes) * count for unit, count in zip(units, nodes, strict=True))
         self.most = min(total, max_copies or total)
-        self._footprints = footprints
+        self._units = units
+        self._tables: dict[tuple[int, bytes], Array] = {}
         self._devices = np.array([footprint.devices for footprint in footprints], dtype=np.int64)
         single = np.array([bool(footprint.takes) for footprint in footprints], dtype=bool)
         self._wide = np.flatnonzero(~single)
@@ -120,10 +124,17 @@ class Space:
         return found
 
     def _inner(self, unit: int, allowed: Allowed) -> tuple[Array, Array]:
-        """Options in one node, and their table."""
+        """Options in one node, and their table: the same for many limits."""
         box, inside = self._boxes[unit], self._inside[unit]
         least = np.flatnonzero(box.least(allowed[inside]))
-        return least, box.table(least, np.ones_like(least), self._devices[inside[least]], self.most)
+        key = (unit, least.tobytes())
+        if key not in self._tables:
+            devices = self._devices[inside[least]]
+            most = min(self.most, sum(self._units[unit].sizes) // int(devices.min(initial=self.most)))
+            table = np.full((box.full + 2, self.most + 1), NONE, dtype=np.int64)
+            table[:, : most + 1] = box.table(least, np.ones_like(least), devices, most)
+            self._tables[key] = table
+        return least, self._tables[key]
 
     def _options(self, inner: Sequence[Array], allowed: Allowed) -> tuple[Array, Array, Array]:
         """Of the nodes: one node with some copies, or several with one. Options, copies, devices."""

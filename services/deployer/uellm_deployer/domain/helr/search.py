@@ -17,14 +17,15 @@ from uellm_deployer.domain.helr.sweep import Sweep
 class Search:
     """Searches one layout of the devices."""
 
-    def __init__(self, pricing: Pricing, units: tuple[Unit, ...]) -> None:
-        rules = pricing.problem.constraints
+    def __init__(self, pricing: Pricing, units: tuple[Unit, ...], stages: int | None = None) -> None:
+        rules, layers = pricing.problem.constraints, len(pricing.problem.model.layers)
+        most = min(n for n in (layers // rules.min_layers, rules.max_stages, stages) if n is not None)
         self.pricing, self.units = pricing, units
         self.in_flight = pricing.problem.workload.micro_batches
         sizes = tuple(sorted(set(rules.tensor_sizes)))
         found = Footprints()
         modes = [(size,) for size in sizes] if rules.uniform_tensor_size else [sizes]
-        graphs = [build(pricing, units, mode, found) for mode in modes]
+        graphs = [build(pricing, units, mode, found, most) for mode in modes]
         self.sweeps = [Sweep(graph, rules.min_layers) for graph in graphs if graph.levels]
         self.footprints: tuple[Footprint, ...] = tuple(found.numbers)
         self.devices = np.array([footprint.devices for footprint in self.footprints], dtype=np.int64)
