@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
-
-from benchmarks.placement.baselines import BASELINES, even_split, petals, pipedream, proportional
-from tests.support.helr import machine, model, problems
 from uellm_deployer.domain.helr.cost import PER_SECOND, Pricing, Span
 from uellm_deployer.domain.helr.problem import Constraints, Goal, Problem, Workload
 from uellm_deployer.domain.helr.solve import solve
+
+from benchmarks.placement.baselines import BASELINES, even_split, petals, pipedream, proportional
+from tests.support.helr import machine, model, problems
 
 LOAD = Workload(rows=8, micro_batches=8, decode_hop_bytes=1 << 17)
 

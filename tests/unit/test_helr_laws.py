@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from uellm_deployer.domain.helr.coarse import Hardening, hardened, relaxed
+from uellm_deployer.domain.helr.effort import HARDER
 from uellm_deployer.domain.helr.errors import DoesNotFitError
 from uellm_deployer.domain.helr.problem import Constraints, Device, Goal, Link, Problem, Workload
 from uellm_deployer.domain.helr.result import Placement
@@ -138,6 +140,24 @@ def test_node_by_node_is_a_plan_and_its_bounds_hold(problem: Problem, nodes: lis
 
 
 @tried
+@given(problems(), st.lists(st.integers(0, 2), min_size=5, max_size=5), st.sampled_from(HARDER), st.booleans())
+def test_harder_problems_are_harder_and_easier_ones_easier(
+    problem: Problem, nodes: list[int], how: Hardening, one_class: bool
+) -> None:
+    devices = tuple(replace(device, node=node) for device, node in zip(problem.devices, nodes, strict=False))
+    problem = replace(problem, devices=devices)
+    true, hard = solved(problem, Goal.LR), solved(hardened(problem, how), Goal.LR)
+    easy = solved(relaxed(problem, one_class=one_class), Goal.LR)
+    if hard is not None:
+        assert true is not None
+        assert true.objective_seconds <= hard.objective_seconds
+    if true is not None:
+        assert easy is not None
+        assert easy.objective_seconds <= true.objective_seconds
+        assert easy.bounds.devices <= true.bounds.devices
+
+
+@tried
 @given(problems(devices=4, layers=6))
 def test_the_front_trades_one_for_the_other(problem: Problem) -> None:
     if (fastest := solved(problem, Goal.LR)) is None:
@@ -217,6 +237,18 @@ def test_sensitivities_are_solved_again() -> None:
     assert found["one more like gpu0"].bottleneck_ratio == pytest.approx(2 / 3, rel=0.01)
     assert found["links twice as fast"].latency_ratio is not None
     assert 0.9 < found["links twice as fast"].latency_ratio < 1
+
+
+def test_nodes_that_are_nearly_alike() -> None:
+    """No two devices have the same free memory: the nodes are searched as alike, and the bounds stay near."""
+    devices, links = machine(64, groups=True, nodes=8)
+    busy = tuple(replace(device, free_bytes=device.free_bytes - 9_999_999 * n) for n, device in enumerate(devices))
+    problem = Problem(model(126, 6.0), LOAD, busy, links, Constraints(tensor_sizes=(1, 2, 4, 8)))
+    placement = solve(problem, with_alternatives=False)
+    assert not placement.exact
+    assert placement.gap < 0.01
+    assert placement.bottleneck_gap is not None
+    assert placement.bottleneck_gap < 0.1
 
 
 def test_many_nodes_share_the_rest_of_a_node() -> None:

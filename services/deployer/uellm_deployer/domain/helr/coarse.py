@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from uellm_deployer.domain.helr.problem import Device, Link, Problem
@@ -47,26 +47,57 @@ def connected(problem: Problem) -> dict[str, int]:
     return {device.id: number[root(device.id)] for device in problem.devices}
 
 
-ROOMS = 16
-"""Sizes into which the room of devices is rounded down where nodes must become alike."""
+@dataclass(frozen=True, slots=True)
+class Hardening:
+    """How devices are made alike, always for the worse."""
+
+    rooms: int | None = None
+    """Into so many sizes is room rounded down, and only devices of one size are alike; None: all get the least."""
+    far_alike: bool = False
+    """All links between nodes are as slow as the slowest."""
+    one_node: bool = False
+    """What node a device is in does not count: links are as slow as the slowest between devices of those sorts."""
+    one_speed: bool = False
+    """All devices are as slow as the slowest."""
 
 
-def hardened(problem: Problem, *, rounded: bool = False, far_alike: bool = False) -> Problem:
+def hardened(problem: Problem, how: Hardening) -> Problem:
     """Devices of the same speed in one node get the least room, and links between two such groups the slowest.
 
-    No cost falls and no room grows: a plan for it is a plan for the problem, at no higher cost. `rounded`: room is
-    rounded down, and only devices of the same room are one group; `far_alike`: all links between nodes are the slowest.
+    No cost falls and no room grows: a plan for it is a plan for the problem, at no higher cost.
     """
-    if not rounded:
-        merged = _merged(problem, lambda device: (device.node, device.speed), worst=True)
-    else:
-        grid = max(1, max(device.room_bytes for device in problem.devices) // ROOMS)
-        devices = tuple(
-            replace(device, free_bytes=device.room_bytes // grid * grid, reserve_bytes=0) for device in problem.devices
+    largest = max(device.room_bytes for device in problem.devices)
+    devices = [
+        replace(
+            device,
+            free_bytes=_rounded(device.room_bytes, largest, how.rooms) if how.rooms else device.room_bytes,
+            reserve_bytes=0,
+            node=0 if how.one_node else device.node,
         )
-        rough = replace(problem, devices=devices)
-        merged = _merged(rough, lambda device: (device.node, device.speed, device.room_bytes), worst=True)
-    return _far_alike(merged) if far_alike else merged
+        for device in problem.devices
+    ]
+    if how.one_speed:
+        devices = _as_fast(devices, min)
+
+    def alike(device: Device) -> Hashable:
+        return device.node, device.speed, how.rooms and device.room_bytes
+
+    merged = _merged(replace(problem, devices=tuple(devices)), alike, worst=True)
+    return _far_alike(merged) if how.far_alike else merged
+
+
+def _rounded(room: int, largest: int, sizes: int) -> int:
+    """Down to a multiple of the largest room's share; the largest goes with those just below it."""
+    share = max(1, largest // sizes)
+    return min(room // share, sizes - 1) * share
+
+
+def _as_fast(devices: Sequence[Device], choose: Callable[[Iterable[float]], float]) -> list[Device]:
+    bandwidth, flops = (choose(device.speed[rate] for device in devices) for rate in (0, 1))
+    return [
+        replace(device, bandwidth=bandwidth, flops=flops, bandwidth_efficiency=1.0, flops_efficiency=1.0)
+        for device in devices
+    ]
 
 
 def _far_alike(problem: Problem) -> Problem:
@@ -84,15 +115,8 @@ def relaxed(problem: Problem, *, one_class: bool) -> Problem:
 
     No cost grows and no room falls: its optimum is a lower bound. With `one_class` all devices are made the best.
     """
-    if one_class and problem.devices:
-        bandwidth, flops = (max(device.speed[rate] for device in problem.devices) for rate in (0, 1))
-        problem = replace(
-            problem,
-            devices=tuple(
-                replace(device, bandwidth=bandwidth, flops=flops, bandwidth_efficiency=1.0, flops_efficiency=1.0)
-                for device in problem.devices
-            ),
-        )
+    if one_class:
+        problem = replace(problem, devices=tuple(_as_fast(problem.devices, max)))
     largest = max(Counter(connected(problem).values()).values(), default=0)
     sizes = tuple(size for size in problem.constraints.tensor_sizes if size <= largest)
     rules = replace(problem.constraints, order_is_free=True, tensor_sizes=sizes or problem.constraints.tensor_sizes)

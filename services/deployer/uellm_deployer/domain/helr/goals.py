@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from uellm_deployer.domain.helr.cost import INFINITE, LONGEST, Array
+from uellm_deployer.domain.helr.cost import LONGEST, Array
 from uellm_deployer.domain.helr.graph import Footprint
 from uellm_deployer.domain.helr.packing import Together
 from uellm_deployer.domain.helr.search import Search, first_of
@@ -68,14 +68,20 @@ def he(search: Search) -> Found | None:
 
 
 def one(search: Search, rank: Callable[[Array], tuple[Array, ...]]) -> Found | None:
-    """The copy on the footprint whose columns are least, the first column first."""
+    """The copy on the footprint whose columns are least, the first column first; of equals the least bottleneck."""
     latency = search.latencies()
     possible = np.flatnonzero(latency < LONGEST)
     if not len(possible):
         return None
-    columns = [column[possible] for column in rank(latency)]
-    best = int(possible[np.lexsort(columns[::-1])[0]])
-    return evened(search, ((best,),), INFINITE)
+    columns = np.stack([column[possible] for column in rank(latency)])
+    best = columns[:, np.lexsort(columns[::-1])[0]]
+    equals = possible[(columns == best[:, None]).all(axis=0)]
+
+    def keeping(limit: int) -> Array:
+        return equals[search.latencies(limit)[equals] == latency[equals]]
+
+    limit = first_of(search.limits, lambda value: bool(len(keeping(value))))
+    return Found(((int(keeping(limit)[0]),),), limit, int(latency[equals[0]]))
 
 
 def _free_bytes(search: Search, footprint: Footprint) -> int:
