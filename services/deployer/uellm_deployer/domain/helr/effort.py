@@ -11,16 +11,14 @@ from uellm_deployer.domain.helr.layout import Unit, flat, kinds, nested
 from uellm_deployer.domain.helr.problem import Problem
 from uellm_deployer.domain.helr.search import Search
 
-STATES = 40_000
-"""States (counts of used devices times kinds) of an exact search: enough for 8 different devices in any groups."""
-
+STATES = 11_000
+"""States (used devices, and a kind among them) of an exact search: enough for 9 different devices in any groups."""
 
 POINTS = 4_000
 """Counts of used devices in an exact search: its packing takes the square."""
 
 WALKS = 2_000
 """States of a search node by node, on one level, above which nodes are first made more alike."""
-
 
 HARDER = (
     Hardening(),
@@ -94,8 +92,10 @@ def bounding(problem: Problem) -> Search:
 
 def _walks(pricing: Pricing, units: tuple[Unit, ...]) -> int:
     inside = [math.prod(size + 1 for size in unit.sizes) for unit in units]
-    found = Counter(kind.unit for kind in kinds(pricing, units, pricing.problem.constraints.tensor_sizes))
     visits = math.prod(len(unit.nodes) + 1 for unit in units)
+    if visits * sum(inside) > WALKS:  # too many kinds to count, too
+        return visits * sum(inside)
+    found = Counter(kind.unit for kind in kinds(pricing, units, pricing.problem.constraints.tensor_sizes))
     return visits * sum(points * found[unit] for unit, points in enumerate(inside))
 
 
@@ -104,4 +104,6 @@ def _few(pricing: Pricing, units: tuple[Unit, ...], states: int) -> bool:
     points = math.prod(size + 1 for size in units[0].sizes)
     if points > min(states, POINTS):
         return False
-    return points * len(kinds(pricing, units, pricing.problem.constraints.tensor_sizes)) <= states
+    found = kinds(pricing, units, pricing.problem.constraints.tensor_sizes)
+    ways = (math.prod(n - took + 1 for n, took in zip(units[0].sizes, kind.takes, strict=True)) for kind in found)
+    return sum(ways) <= states

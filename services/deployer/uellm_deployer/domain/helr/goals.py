@@ -78,7 +78,7 @@ def one(search: Search, rank: Callable[[Array], tuple[Array, ...]]) -> Found | N
     equals = possible[(columns == best[:, None]).all(axis=0)]
 
     def keeping(limit: int) -> Array:
-        return equals[search.latencies(limit)[equals] == latency[equals]]
+        return np.asarray(equals[search.latencies(limit)[equals] == latency[equals]])
 
     limit = first_of(search.limits, lambda value: bool(len(keeping(value))))
     return Found(((int(keeping(limit)[0]),),), limit, int(latency[equals[0]]))
