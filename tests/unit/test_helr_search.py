@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from uellm_deployer.domain.helr.cost import PER_SECOND, CopyPrice, Pricing, Span
 from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
-from uellm_deployer.domain.helr.problem import Goal, Problem, Slo
+from uellm_deployer.domain.helr.problem import Device, Goal, Link, Model, Part, Problem, Slo, Workload
 from uellm_deployer.domain.helr.solve import solve
 
 from tests.support.helr import Plan, best_he, best_helr, best_kept, best_lr, every_plan, problems
@@ -79,11 +80,16 @@ def test_least_latency_near_the_least_bottleneck(problem: Problem) -> None:
 
 
 @searched
-@given(problems(), st.floats(0.5, 2.0), st.floats(0.5, 2.0))
-def test_cheapest_that_keeps_both_promises(problem: Problem, first: float, output: float) -> None:
+@given(
+    problems(), st.integers(0, 1 << 20), st.sampled_from([0.9, 1.0, 1.0, 1.1]), st.sampled_from([0.9, 1.0, 1.0, 1.1])
+)
+def test_cheapest_that_keeps_both_promises(problem: Problem, which: int, first: float, output: float) -> None:
+    """Promises that one of the plans just keeps, or just does not."""
     if not (plans := plans_of(problem)):
         return
-    slo = Slo(first * plans[0].prefill / PER_SECOND, output * plans[-1].latency / PER_SECOND)
+    plan = plans[which % len(plans)]
+    token = max(plan.latency, problem.workload.micro_batches * plan.bottleneck)
+    slo = Slo(first * (plan.prefill + 1) / PER_SECOND, output * (token + 1) / PER_SECOND)
     assert slo.first_token_seconds is not None
     assert slo.output_token_seconds is not None
     limits = int(slo.first_token_seconds * PER_SECOND), int(slo.output_token_seconds * PER_SECOND)
@@ -96,3 +102,24 @@ def test_cheapest_that_keeps_both_promises(problem: Problem, first: float, outpu
     assert (len(used), price.latency, price.bottleneck) == expected
     assert price.prefill <= limits[0]
     assert price.output_token <= limits[1]
+
+
+rates = st.lists(st.integers(1, 9), min_size=5, max_size=5)
+
+
+@searched
+@given(rates, rates, rates, rates, st.integers(0, 119))
+def test_promises_where_each_device_has_one_layer(
+    bandwidth: list[int], flops: list[int], reads: list[int], operations: list[int], which: int
+) -> None:
+    """Many orders, each with another trade between the two times."""
+    devices = tuple(Device(f"d{n}", 1, b * 1e9, f * 1e9) for n, (b, f) in enumerate(zip(bandwidth, flops, strict=True)))
+    links = tuple(Link(a.id, b.id, 1e12, 0.0) for a, b in combinations(devices, 2))
+    layers = [Part(1, 0, read, 0, float(some)) for read, some in zip(reads, operations, strict=True)][:4]
+    problem = Problem(Model(tuple(layers)), Workload(prompt_tokens=9), devices, links)
+    plans = every_plan(problem)
+    plan = plans[which % len(plans)]
+    slo = Slo((plan.prefill + 0.5) / PER_SECOND, (plan.latency + 0.5) / PER_SECOND)
+    (price,), used = found(problem, Goal.LR, slo)
+    expected = best_kept(problem, plans, plan.prefill, plan.latency)
+    assert (len(used), price.latency, price.bottleneck) == expected
