@@ -10,7 +10,7 @@ import numpy as np
 
 from uellm_deployer.domain.helr.cost import LONGEST, Array
 from uellm_deployer.domain.helr.graph import Footprint
-from uellm_deployer.domain.helr.packing import Together
+from uellm_deployer.domain.helr.packing import NONE, Together
 from uellm_deployer.domain.helr.search import Search, first_of
 
 
@@ -47,9 +47,26 @@ def within(search: Search, bottleneck: Fraction) -> Found | None:
         copies -= 1
     if latency == LONGEST:
         return None
-    interval, number = search.least_bottleneck(latency)
+    interval, number = _fewest_devices(search, latency)
     together = tuple(search.space.choose(search.allowed(interval, latency), number))
     return evened(search, together, search.stage_limit(interval))
+
+
+def _fewest_devices(search: Search, latency: int) -> tuple[int, int]:
+    """Interval and number of copies with the least bottleneck; of those the fewest devices, then the most copies."""
+    interval, copies = search.least_bottleneck(latency)
+    least, choices = Fraction(interval, copies), list[tuple[int, int, int]]()
+    while copies:
+        interval = int(least * copies)
+        devices = search.space.devices(search.allowed(interval, latency))
+        fitting = int(np.flatnonzero(devices < NONE)[-1])
+        if fitting < copies:
+            copies = fitting
+            continue
+        choices.append((int(devices[copies]), -copies, interval))
+        copies -= 1
+    _, negative, interval = min(choices)
+    return interval, -negative
 
 
 def _least_latency(search: Search, choices: Array, interval: int, copies: int) -> int:
