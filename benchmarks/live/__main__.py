@@ -36,7 +36,8 @@ from uellm.local.stack import StackOptions, background_stack, default_spec
 from uellm.local.state import StackInfo
 
 OURS = "uellm"
-CAPACITY_QUERIES = 32
+CAPACITY_BATCHES = 4
+"""A burst of so many times what the engine takes at once tells what it can do."""
 
 
 class Quiet:
@@ -66,11 +67,12 @@ class Servers:
         return partial(ask_uellm, self._client)
 
 
-async def measure(servers: Servers, options: argparse.Namespace) -> dict[str, Any]:
-    """All runs."""
+async def measure(servers: Servers, options: argparse.Namespace, rows: int) -> dict[str, Any]:
+    """All runs; the engine takes so many rows at once."""
     prompts = held_out_prompts()
-    full = await serve(burst(0, CAPACITY_QUERIES, prompts), await servers.ask("fifo"))
-    capacity = CAPACITY_QUERIES / full.seconds
+    count = CAPACITY_BATCHES * rows
+    full = await serve(burst(0, count, prompts), await servers.ask("fifo"))
+    capacity = count / full.seconds
     _say(f"capacity: {capacity:.3f} queries/s")
     runs: dict[float, defaultdict[str, list[dict[str, Any]]]] = {load: defaultdict(list) for load in options.loads}
     for number, load in itertools.product(range(options.rounds), options.loads):
@@ -140,9 +142,9 @@ def main() -> None:
     options = parser.parse_args()
     options.servers = options.servers or ["uellm", "fifo", "edf", "s3", BATCHER if options.engine == "hf" else DIRECT]
 
-    async def run(info: StackInfo, batcher: str) -> dict[str, Any]:
+    async def run(info: StackInfo, batcher: str, rows: int) -> dict[str, Any]:
         async with _servers(info, batcher) as servers:
-            return await measure(servers, options)
+            return await measure(servers, options, rows)
 
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -152,7 +154,7 @@ def main() -> None:
         batcher = ""
         if BATCHER in options.servers:
             batcher = stack.enter_context(triton_batcher(folder / "peer", default_model(), spec.max_batch_rows))
-        print(json.dumps(asyncio.run(run(info, batcher)), indent=2))
+        print(json.dumps(asyncio.run(run(info, batcher, spec.max_batch_rows)), indent=2))
 
 
 if __name__ == "__main__":
