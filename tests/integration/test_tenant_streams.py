@@ -118,6 +118,20 @@ async def test_outcomes_older_than_records_go_and_their_queries_with_them(redis:
     await until(all_gone)
 
 
+async def test_shards_of_a_queue_share_a_tenant_s_index(redis: RedisClient):
+    """Streams give ids by the millisecond: within one, two shards of the queue would give the same."""
+    store, queues = QueryStore(redis), (MODEL, f"{MODEL}/1", f"{MODEL}/2")
+    made = [replace(submission(f"q{number}"), queue=queues[number % 3]) for number in range(300)]
+    accepted = await asyncio.gather(*(store.submit(one, 10_000) for one in made))
+    entries = {one.name: answer.entry_id for one, answer in zip(made, accepted, strict=True)}
+    assert len(set(entries.values())) == len(made)
+    listed = [(entry_id.decode(), fields[b"q"].decode()) for entry_id, fields in await redis.xrange(QUERIES)]
+    assert sorted(listed) == sorted((entries[one.name], one.name.rpartition("/")[2]) for one in made)
+    for queue in queues:
+        waiting = {entry_id.decode() for entry_id, _ in await redis.xrange(ModelKeys.of(queue).queue)}
+        assert waiting == {entries[one.name] for one in made if one.queue == queue}
+
+
 async def test_outcomes_are_bounded_by_count(redis: RedisClient):
     desk = await Desk.open(redis, outcomes_kept=5)
     names = [f"q{number}" for number in range(20)]
