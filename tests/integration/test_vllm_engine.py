@@ -241,6 +241,7 @@ def test_describe_tells_what_is_really_there(client: triton.StaticEngineClient) 
         "device": "cpu",
         "dtype": "float32",
         "batches_running": 0,
+        "batch_ids": [],
     }
 
 
