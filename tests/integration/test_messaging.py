@@ -25,7 +25,7 @@ from uellm.messaging.inbox import Inbox
 from uellm.messaging.keys import GROUP, QUEUES, ModelKeys, query_keys
 from uellm.messaging.lease import LeaseKeeper
 from uellm.messaging.queries import Accepted, DispatchRow, EventRow, FinishRow, QueryStore
-from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, Outcome
+from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED, QUERY_STATE_QUEUED, Outcome
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_DRAINING, DEPLOYMENT_STATE_READY, Batched, QueryEvent, TokenDelta
 
 KEYS = ModelKeys(MODEL)
@@ -172,6 +172,15 @@ async def test_a_finished_query_leaves_nothing_that_does_not_expire(redis: Redis
     assert await redis.hget(query_keys(name).record, "payload") is None
     for key in (query_keys(name).record, query_keys(name).events):
         assert 0 < await redis.pttl(key) <= store.retention_ms
+
+
+async def test_a_record_from_before_there_were_shards_is_cancelled_on_the_first_one(redis: RedisClient):
+    store, name = QueryStore(redis), submission("q").name
+    await submitted(store, "q")
+    await redis.hdel(query_keys(name).record, "queue")
+    assert await store.cancel(name) == QUERY_STATE_QUEUED
+    assert await redis.xlen(KEYS.queue) == 2
+    assert await store.cancel(submission("unknown").name) is None
 
 
 async def test_watchers_see_every_event_once_and_can_resume(redis: RedisClient):

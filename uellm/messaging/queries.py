@@ -237,12 +237,11 @@ class QueryStore:
     async def cancel(self, name: str) -> int | None:
         """Note that a query is to end; returns its state (`QueryState`), None if there is no such query."""
         message = ControlMessage(schema_version=SCHEMA_VERSION, cancel_query=name)
-        # What a record was written with stays.
+        # A query stays on the queue that it was put on. A record from before there were shards names none.
         queue = await self.redis.hget(query_keys(name).record, "queue")
-        if queue is None:
-            return None
+        keys = ModelKeys.of(queue.decode() if queue else model_of(name))
         state = await self.scripts.cancel(
-            keys=[query_keys(name).record, ModelKeys.of(queue.decode()).queue],
+            keys=[query_keys(name).record, keys.queue],
             args=[message.SerializeToString()],
         )
         return None if state is None else int(state)
