@@ -124,7 +124,7 @@ def _kept(model: Any) -> list[_Kept]:
                 tokens = torch.zeros(1, new, dtype=torch.long)
                 model(tokens, past_key_values=cache, use_cache=True)
                 sizes.append([_held_bytes(layer) for layer in cache.layers])
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise InspectionError(
             f"a pass of {type(model).__name__} on the meta device fails: {_first_line(error)}\n"
             "What its cache takes cannot be found out without its weights."
