@@ -101,6 +101,14 @@ class TestWhoJoins:
         relaxed = [running(200, made=1, due_ms=1_000 + 60_000)] * 2
         assert decide("uellm", [known("late", 100, 90)], engine(*relaxed, step=step))[1] == ["late"]
 
+    def test_who_has_time_waits_while_its_row_would_slow_the_urgent(self):
+        # Alone the urgent row ends in 10 s, just in time; with another one beside it in 15 s.
+        step = StepTime(0.0, 0.05, 0, 0, 0)
+        urgent, relaxed = known("urgent", 200, 11), known("relaxed", 100, 90)
+        assert decide("uellm", [urgent, relaxed], engine(step=step))[1] == ["urgent"]
+        roomy = StepTime(0.05, 0.0, 0, 0, 0)
+        assert sorted(decide("uellm", [urgent, relaxed], engine(step=roomy))[1]) == ["relaxed", "urgent"]
+
     def test_a_long_prompt_that_stalls_first_tokens_waits(self):
         # The long prompt takes 10 s to be read.
         step = StepTime(0.01, 0, 0, 0.01, 0)

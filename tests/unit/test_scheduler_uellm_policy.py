@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from uellm_scheduler.app.batches import Engine
 from uellm_scheduler.domain.candidates import PATIENCE
-from uellm_scheduler.domain.odds import POINTS, batch_course, length_points, share_within
+from uellm_scheduler.domain.odds import POINTS, batch_courses, length_points, share_within
 from uellm_scheduler.domain.pending import PendingTable
 from uellm_scheduler.domain.policy import Decision, QueueView
 from uellm_scheduler.policies import POLICIES
@@ -185,7 +185,10 @@ class TestOdds:
 
     def test_a_course_of_known_lengths_is_what_the_arithmetic_says(self):
         lengths, prompts = [100.0, 40.0, 40.0], [20, 10, 30]
-        course = batch_course(STEP, np.array(prompts, float), np.array([[length] * POINTS for length in lengths]))
+        batch = np.array(prompts, float), np.array([[length] * POINTS for length in lengths])
+        smaller = np.array([5.0]), np.array([[300.0] * POINTS])
+        course, other = batch_courses(STEP, [batch, smaller])
+        assert other.end_seconds == pytest.approx(STEP.alone_seconds(5, 300), rel=0.01)
         assert course.end_seconds == pytest.approx(STEP.batch_seconds(prompts, lengths, padded=True), rel=0.08)
         assert float(course.tokens_by(np.array([course.seconds[-1]]))[0]) == pytest.approx(100)
         assert float(course.tokens_by(np.array([0.0]))[0]) == 0

@@ -33,6 +33,8 @@ class Ownership:
         self._around = around
         self._replicas = Replicas(around.redis, leases.replica, leases.time_to_live_ms)
         self._owned: dict[str, tuple[QueueOwner, asyncio.Task[None]]] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        """Queues that are being handed over: until then they are owned."""
         self._left: dict[str, int] = {}
         """For how many rounds each free queue has been left to others."""
         self._over = 0
@@ -54,7 +56,9 @@ class Ownership:
             await asyncio.gather(task, return_exceptions=True)
             with contextlib.suppress(RedisError, OSError):
                 await self._replicas.leave()
-            await asyncio.gather(*(self._give_up(queue) for queue in list(self._owned)))
+            staying = [queue for queue in self._owned if queue not in self._leaving]
+            leaving = [*self._leaving.values(), *(self._give_up(queue) for queue in staying)]
+            await asyncio.gather(*leaving, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
@@ -66,7 +70,7 @@ class Ownership:
                 queues = await self._queues()
                 share = math.ceil(len(queues) / replicas)
                 await self._acquire(queues, share)
-                await self._yield_one(share)
+                self._yield_one(share)
             except (RedisError, OSError) as error:
                 log.warning("leases can't be renewed", error=str(error))
             except Exception:
@@ -95,14 +99,20 @@ class Ownership:
                 owner = QueueOwner(lease, self._around)
                 self._owned[queue] = (owner, asyncio.create_task(_own(owner), name=f"queue {queue}"))
 
-    async def _yield_one(self, share: int) -> None:
-        """Give a queue up, the one with least on engines, when others own fewer for some time."""
-        self._over = self._over + 1 if len(self._owned) > share else 0
+    def _yield_one(self, share: int) -> None:
+        """Give a queue up, the one with least on engines, when others own fewer for some time.
+
+        Beside the loop: what is kept is renewed meanwhile.
+        """
+        staying = [queue for queue in self._owned if queue not in self._leaving]
+        self._over = self._over + 1 if len(staying) > share else 0
         if self._over > PATIENCE:
             self._over = 0
-            queue = min(self._owned, key=lambda name: (len(self._owned[name][0].core.flight), name))
-            log.info("left a queue to another replica", queue=queue, owned=len(self._owned), share=share)
-            await self._give_up(queue)
+            queue = min(staying, key=lambda name: (len(self._owned[name][0].core.flight), name))
+            log.info("left a queue to another replica", queue=queue, owned=len(staying), share=share)
+            task = asyncio.create_task(self._give_up(queue), name=f"leave {queue}")
+            self._leaving[queue] = task
+            task.add_done_callback(lambda _: self._leaving.pop(queue))
 
     async def _stop(self, queue: str) -> Lease:
         owner, task = self._owned.pop(queue)
@@ -111,7 +121,10 @@ class Ownership:
         return owner.lease
 
     async def _give_up(self, queue: str) -> None:
-        await self._owned[queue][0].hand_over()
+        owner, _ = self._owned[queue]
+        await owner.hand_over()
+        if self.owner(queue) is not owner:
+            return  # lost meanwhile
         lease = await self._stop(queue)
         with contextlib.suppress(RedisError, OSError):
             await self._leases.release(lease)

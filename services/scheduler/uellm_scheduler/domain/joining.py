@@ -2,8 +2,9 @@
 
 Each row that joins makes every step longer and stops all others while its prompt is read. Rows stand in order of what
 waiting costs them: the chance to keep the deadline now, less the chance one service later, for each second that the row
-would hold its place. Of them the first m join for which the deadlines expected to be kept are most, at the pace of all
-together.
+would hold its place. Of them the first m join for which the deadlines expected to be kept are most: of those that run
+and those that join, at the pace of all together, and of those that are left, each after the wait for its place. So an
+engine is filled only as far as its pace still serves the urgent, while others have time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ SKIPS = 8
 """Rows too large for the memory that is left, behind which smaller ones are tried."""
 RESERVED = 0.05
 """Share of the places, at least one, for best effort that has waited beyond its patience."""
+BEHIND = 128
+"""Rows that are left, the first in their order, whose chances later are looked at."""
+OVERTAKEN = 4.0
+"""By how much a place is waited for longer than what waits now explains: some that come later are more urgent. From
+simulation: 3 to 6 hardly differ; with 1 the engine is left too empty, with 16 the wait costs nothing any more."""
+PROMISE = 0.95
+"""What a deadline that may be kept later is worth beside one that may be kept now."""
 LEAST_SECONDS = 1e-6
 
 
@@ -38,6 +46,8 @@ class Running:
     """Whole lengths, shape [n, POINTS]."""
     delivered: Floats
     limits: Floats
+    tokens: float
+    """Expected still to come, of all of them."""
     context_tokens: float
     """Of all of them, half of what is expected to come included."""
     reserved: int
@@ -53,7 +63,8 @@ class Running:
             points=np.array([row.length_points for row in rows], np.float64),
             delivered=np.array([row.delivered_tokens for row in rows], np.float64),
             limits=np.array([row.limit_tokens for row in rows], np.float64),
-            context_tokens=sum(row.prompt_tokens + row.delivered_tokens + row.expected_tokens / 2 for row in rows),
+            tokens=(expected := sum(row.expected_tokens for row in rows)),
+            context_tokens=expected / 2 + sum(row.prompt_tokens + row.delivered_tokens for row in rows),
             reserved=int((due == NEVER).sum()),
         )
 
@@ -82,7 +93,7 @@ def who_joins(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], no
     least = not engine.rows or rows.owed == joining[0]
     sizes = np.unique(np.geomspace(1, len(joining), SIZES).round().astype(np.intp))
     tried = [int(size) for size in sizes] if least else [0, *(int(size) for size in sizes)]
-    best = max(tried, key=lambda size: (_value(engine, rows, running, joining[:size]), size))
+    best = max(tried, key=lambda size: (_value(engine, rows, running, order, joining[:size]), size))
     return np.asarray(rows.index[joining[:best]])
 
 
@@ -111,11 +122,20 @@ def _pace(engine: EngineView, running: Running, rows: Rows, joining: int) -> flo
     return max(step, LEAST_SECONDS)
 
 
-def _value(engine: EngineView, rows: Rows, running: Running, joining: NDArray[np.intp]) -> float:
-    """Deadlines expected to be kept, of those that run and of those that join."""
+def _value(
+    engine: EngineView, rows: Rows, running: Running, order: NDArray[np.intp], joining: NDArray[np.intp]
+) -> float:
+    """Deadlines expected to be kept, of those that run, of those that join, and of the others in their order."""
     pace = _pace(engine, running, rows, len(joining))
     stall = engine.step_time.startup * (len(joining) > 0)
     stall += engine.step_time.prefill_per_token * float(rows.prompts[joining].sum())
     kept = running.kept(np.maximum(running.left - stall, 0.0) / pace)
     in_time = rows.kept(np.maximum(rows.left[joining] - stall, 0.0) / pace, 0.0, stall, joining)
-    return kept + float((rows.weight[joining] * in_time).sum())
+    now = kept + float((rows.weight[joining] * in_time).sum())
+    left = order[~np.isin(order, joining)][:BEHIND]
+    on_engine = max(1, len(running.left) + len(joining))
+    tokens = running.tokens + float(rows.points[joining].mean(axis=1).sum())
+    next_place = OVERTAKEN * tokens * pace / on_engine**2
+    waits = stall + next_place * np.arange(1, len(left) + 1) + engine.step_time.prefill_per_token * rows.prompts[left]
+    later = rows.kept(np.maximum(rows.left[left] - waits, 0.0) / pace, 0.0, waits, left)
+    return round(now + PROMISE * float((rows.weight[left] * later).sum()), 6)

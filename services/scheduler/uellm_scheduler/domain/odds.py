@@ -28,6 +28,8 @@ NODE_MASSES = np.array([1 / POINTS] * (POINTS - 1) + [0.08875, 0.03075, 0.0045, 
 exponential of it, as long as longer answers are rarer."""
 KNOTS = 64
 """Lengths at most at which a batch's course is computed."""
+SAME = 1e-6
+"""Two lengths that are no further apart, in tokens, are one."""
 _Z90 = 1.2815515655446004
 
 
@@ -62,6 +64,11 @@ def length_nodes(points: Floats, tail: Floats, limits: Floats) -> Floats:
     return np.concatenate([points, tail, limits[:, None]], axis=1)
 
 
+def mean_points(points: NDArray[np.float32] | Floats) -> Floats:
+    """Mean lengths, shape [n], of points of shape [n, POINTS]."""
+    return np.asarray(np.einsum("np->n", points) / POINTS, np.float64)
+
+
 def share_within(points: Floats, tokens: Floats) -> Floats:
     """Probability that each length is at most so many tokens; between two points evenly.
 
@@ -69,19 +76,23 @@ def share_within(points: Floats, tokens: Floats) -> Floats:
         points: shape [..., POINTS], ascending.
         tokens: shape [...], or one that goes with it.
     """
-    shape = np.broadcast_shapes(points.shape[:-1], tokens.shape)
-    passed = np.zeros(shape, np.int8)
-    for point in range(POINTS):
-        passed += points[..., point] <= tokens
-    known = np.broadcast_to(points, (*shape, POINTS))
-    before = np.clip(passed - 1, 0, POINTS - 2).astype(np.intp)[..., None]
-    low = np.take_along_axis(known, before, -1)[..., 0]
-    high = np.take_along_axis(known, before + 1, -1)[..., 0]
-    between = passed - 0.5 + (np.minimum(tokens, high) - low) / np.maximum(high - low, 1e-6)
     # Half a part lies before the first point, as dense as the part behind it, and half a part at the last one.
-    ahead = 0.5 + 0.5 * np.maximum((tokens - low) / np.maximum((high - low) / 2, 1e-6), -1.0)
-    share = np.where(passed == 0, ahead, np.where(passed == POINTS, float(POINTS), between))
-    return np.asarray(share / POINTS)
+    first, last = points[..., 0], points[..., -1]
+    passed = np.maximum(_ramp(tokens, first, points[..., 1]), -0.5)
+    np.minimum(passed, 0.0, out=passed)
+    passed += np.where(tokens >= last, 1.0, 0.5)
+    for point in range(POINTS - 1):
+        part = _ramp(tokens, points[..., point], points[..., point + 1])
+        np.maximum(part, 0.0, out=part)
+        passed += np.minimum(part, 1.0, out=part)
+    passed /= POINTS
+    return passed
+
+
+def _ramp(tokens: Floats, low: Floats, high: Floats) -> Floats:
+    """How far they are from one point to the next: 0 to 1, or beyond. At two equal points it has the second's value."""
+    low = np.minimum(low, high - SAME)
+    return np.asarray((tokens - low) / (high - low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +111,38 @@ class Course:
         return np.asarray(np.interp(seconds, self.seconds, self.tokens, left=0.0))
 
 
-def batch_course(step: StepTime, prompt_tokens: Floats, points: Floats) -> Course:
-    """The course of a batch on an engine that pads every row to the longest context.
+def batch_courses(step: StepTime, batches: Sequence[tuple[Floats, Floats]]) -> list[Course]:
+    """The courses of several batches on an engine that pads every row to the longest context, each by itself.
 
     Args:
         step: the engine's step time.
-        prompt_tokens: shape [rows].
-        points: shape [rows, POINTS].
+        batches: of each, the tokens of its prompts, shape [rows], and the points of its lengths, [rows, POINTS].
     """
-    rows, longest_prompt = len(prompt_tokens), float(prompt_tokens.max())
-    grid = np.unique(np.append(points, 1.0))
-    if len(grid) > KNOTS:
-        grid = grid[np.linspace(0, len(grid) - 1, KNOTS).round().astype(np.intp)]
-    middles = (grid[1:] + grid[:-1]) / 2
-    alive = 1.0 - share_within(points[:, None, :], middles[None, :])
-    anyone = 1.0 - (1.0 - alive).prod(axis=0)
+    size = max(len(prompts) for prompts, _ in batches)
+    # Rows that are not there have ended before they begin.
+    points = np.zeros((len(batches), size, POINTS))
+    for number, (prompts, of_batch) in enumerate(batches):
+        points[number, : len(prompts)] = of_batch
+    rows = np.array([float(len(prompts)) for prompts, _ in batches])
+    longest_prompt = np.array([prompts.max() for prompts, _ in batches])
+    grid = _knots(points.reshape(len(batches), -1))
+    middles = (grid[:, 1:] + grid[:, :-1]) / 2
+    alive = 1.0 - share_within(points[:, :, None, :], middles[:, None, :])
+    anyone = 1.0 - (1.0 - alive).prod(axis=1)
     # What a row that is alive meets: those expected to be, given that one is.
-    together = np.maximum(alive.sum(axis=0) / np.maximum(anyone, 1e-9), 1.0)
-    pace = step.base + step.per_row * together + step.per_context_token * together * (longest_prompt + middles)
+    together = np.maximum(alive.sum(axis=1) / np.maximum(anyone, 1e-9), 1.0)
+    context = longest_prompt[:, None] + middles
+    took = (step.base + step.per_row * together + step.per_context_token * together * context) * np.diff(grid)
     start = step.startup + step.prefill_per_token * rows * longest_prompt
-    took = pace * np.diff(grid)
-    seconds = start + np.append(0.0, np.cumsum(took))
-    return Course(grid, seconds, start + float((took * anyone).sum()))
+    seconds = start[:, None] + np.concatenate([np.zeros((len(batches), 1)), np.cumsum(took, axis=1)], axis=1)
+    ends = start + (took * anyone).sum(axis=1)
+    return [Course(*course) for course in zip(grid, seconds, ends.tolist(), strict=True)]
+
+
+def _knots(lengths: Floats) -> Floats:
+    """Of each batch some of its rows' points, from 1 to the largest, ascending: shape [batches, knots]."""
+    grid = np.sort(np.maximum(lengths, 1.0), axis=1)
+    grid[:, 0] = 1.0
+    if grid.shape[1] > KNOTS:
+        grid = grid[:, np.linspace(0, grid.shape[1] - 1, KNOTS).round().astype(np.intp)]
+    return grid

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from uellm.cost.demand import DemandPoint
 from uellm.v1.stream_pb2 import ENGINE_KIND_CONTINUOUS
 
-from .odds import Floats
+from .odds import Floats, mean_points
 from .pending_query import NEVER
 from .policy import EngineView, QueueView
 
@@ -59,7 +59,7 @@ def work_of(view: QueueView, now_ms: int, wait: float) -> Work:
     index = np.flatnonzero(due != NEVER)
     slots = slots[index]
     left = (due[index] - now_ms) / 1000.0
-    tokens = table.column("length_points")[slots].mean(axis=1) - table.column("delivered_tokens")[slots]
+    tokens = mean_points(table.column("length_points").take(slots, axis=0)) - table.column("delivered_tokens")[slots]
     seconds = np.maximum(tokens, 1.0) * seconds_per_token(view.engines)
     order = np.argsort(left, kind="stable")
     least = LEAST_BATCHES * sum(engine.max_batch_rows for engine in view.engines)
@@ -83,18 +83,27 @@ def surplus(work: Work) -> NDArray[np.intp]:
     if not len(over):
         return np.empty(0, np.intp)
     first = work.least + int(over[0])
-    seconds = work.seconds.tolist()
-    longest = [(-took, number) for number, took in enumerate(seconds[:first])]
-    heapq.heapify(longest)
-    total, refused = sum(seconds[:first]), []
-    for number in range(first, len(seconds)):
-        heapq.heappush(longest, (-seconds[number], number))
-        total += seconds[number]
-        if total > work.left[number] - work.wait:
+    longest = _longest(work.seconds[:first], len(work.seconds) - first)
+    total, refused = float(work.seconds[:first].sum()), []
+    rest = zip(work.seconds[first:].tolist(), (work.left[first:] - work.wait).tolist(), strict=True)
+    for number, (seconds, left) in enumerate(rest, first):
+        heapq.heappush(longest, (-seconds, number))
+        total += seconds
+        if total > left:
             took, dropped = heapq.heappop(longest)
             total += took
             refused.append(dropped)
     return work.index[np.array(sorted(refused), dtype=np.intp)]
+
+
+def _longest(seconds: Floats, most: int) -> list[tuple[float, int]]:
+    """A heap of at most so many jobs, of those that take longest: no more can be dropped."""
+    numbers = np.arange(len(seconds))
+    if most < len(seconds):
+        numbers = np.argpartition(-seconds, most)[:most]
+    heap = list(zip((-seconds[numbers]).tolist(), numbers.tolist(), strict=True))
+    heapq.heapify(heap)
+    return heap
 
 
 def demand(work: Work) -> tuple[DemandPoint, ...]:

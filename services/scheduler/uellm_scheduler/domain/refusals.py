@@ -57,8 +57,10 @@ def refusals(view: QueueView, now_ms: int) -> Refused:
     told = _Told(view, now_ms, wait, demand(work), seconds_per_token(engines), fastest)
     first = [Late(index, told.too_late(index)) for index in late[:MOST_AT_ONCE].tolist()]
     dropped = dropped[: MOST_AT_ONCE - len(first)]
-    before = dict(zip(work.index.tolist(), (work.left - wait - work.slack - work.seconds).tolist(), strict=True))
-    first += [Late(int(rest[index]), told.too_much(int(rest[index]), before[index])) for index in dropped.tolist()]
+    before = work.left - wait - work.slack - work.seconds
+    for index in dropped.tolist():
+        place = int(np.flatnonzero(work.index == index)[0])
+        first.append(Late(int(rest[index]), told.too_much(int(rest[index]), float(before[place]))))
     return Refused(refused, tuple(first))
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..domain.candidates import CAP_POINT, Rows, look_at
 from ..domain.joining import who_joins
-from ..domain.odds import Course, Floats, batch_course
+from ..domain.odds import Course, Floats, batch_courses
 from ..domain.policy import BatchBudget, BatchPlan, Decision, EngineView, PolicyInfo, QueueView, RefusalPlan
 from ..domain.refusals import hopeless, refusals
 from ..domain.shares import free_places
@@ -105,7 +105,7 @@ def _form(engine: EngineView, rows: Rows, caps: Floats) -> list[Formed]:
     if rows.owed is not None:
         regret[:, rows.owed] = np.inf
     chosen = [_choose(engine, rows, float(cap), lost) for cap, lost in zip(caps, regret, strict=True)]
-    courses = [batch_course(step, rows.prompts[one], rows.points[one]) for one in chosen]
+    courses = batch_courses(step, [(rows.prompts[one], rows.points[one]) for one in chosen])
     lost = rows.weight * (now - chance(np.array([course.end_seconds for course in courses])))
     return [_weigh(rows, one, course, losses) for one, course, losses in zip(chosen, courses, lost, strict=True)]
 
@@ -127,6 +127,10 @@ def _weigh(rows: Rows, chosen: NDArray[np.intp], course: Course, lost: Floats) -
 
 def _fill(engine: EngineView, rows: Rows, order: NDArray[np.intp]) -> NDArray[np.intp]:
     """The first of them for which there is room."""
+    first = order[: engine.max_batch_rows]
+    longest = int(rows.prompts[first].max(initial=0)) + int(rows.limits[first].max(initial=0))
+    if engine.kv_cache.padded_bytes(len(first), longest) <= engine.kv_budget_bytes:
+        return first
     budget = BatchBudget(engine)
     for row in order.tolist():
         if budget.rows >= engine.max_batch_rows:
