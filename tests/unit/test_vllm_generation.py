@@ -35,7 +35,6 @@ class News:
 class Stepped:
     news: tuple[News, ...]
     rows: tuple[ScheduledRow, ...]
-    seconds: float
 
 
 class CountingCore:
@@ -73,7 +72,7 @@ class CountingCore:
             news.append(News(key, (tokens[-1],), ended))
             if ended:
                 del self.rows[key]
-        return Stepped(tuple(news), tuple(rows), 0.001)
+        return Stepped(tuple(news), tuple(rows))
 
     def close(self) -> None:
         self.closed = True
@@ -189,6 +188,30 @@ def test_every_row_gets_its_answer_whatever_runs_beside_it(batches: list[Any], r
     engine.close()
     assert steps <= core.steps
     assert row_steps <= sum(len(sink.tokens(row.row_id)) for sink, parsed in sinks for row in parsed)
+
+
+def test_a_step_takes_as_long_as_the_rows_wait_for_the_next() -> None:
+    now, stepped = [100.0], []
+
+    class SlowCore(CountingCore):
+        def step(self) -> Stepped:
+            now[0] += 1.0
+            stepped.append(now[0])
+            return super().step()
+
+    def slow_decode(tokens: Sequence[int]) -> str:
+        now[0] += 0.25
+        return decode(tokens)
+
+    engine = Engine(LIMITS, slow_decode, SlowCore, lambda: now[0])
+    for number in range(2):
+        begin = now[0]
+        sink = submit(engine, f"b{number}", a_row("a", max_tokens=9)).wait()
+        assert sink.aggregates is not None
+        parts = sink.aggregates["prefill"] + sink.aggregates["decode"]
+        assert sum(part["seconds"] for part in parts) == pytest.approx(stepped[-1] - begin)
+        assert sink.aggregates["decode"][0]["seconds"] > 8 * 1.0
+    engine.close()
 
 
 def test_a_stop_string_ends_a_row_inside_vllm_too(engine: Engine, core: CountingCore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,6 @@ class Step:
 
     news: tuple[RowNews, ...]
     rows: tuple[ScheduledRow, ...]
-    seconds: float
 
 
 class ObservedScheduler(Scheduler):  # type: ignore[misc]
@@ -80,15 +78,13 @@ class Core:
 
     def step(self) -> Step:
         """One step of all rows that are there."""
-        begin = time.monotonic()
         outputs = self._engine.step()
-        seconds = time.monotonic() - begin
         news = tuple(
             RowNews(output.request_id, tuple(output.outputs[0].token_ids), _ending(output)) for output in outputs
         )
         rows = self._scheduled_rows()
         self._forget([row.key for row in news if row.ended])
-        return Step(news, rows, seconds)
+        return Step(news, rows)
 
     def close(self) -> None:
         """Free what it holds."""

@@ -55,9 +55,16 @@ class Request:
 class Engine(Desk):
     """Runs the rows of all batches at once. Public methods are safe from any thread and do not block."""
 
-    def __init__(self, limits: Limits, decode: Callable[[Sequence[int]], str], open_core: Callable[[], Core]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        decode: Callable[[Sequence[int]], str],
+        open_core: Callable[[], Core],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Returns when the model is loaded; raises what `open_core` raises, which runs in the generation thread."""
         super().__init__(limits, decode)
+        self._clock = clock
         self._end_tokens = limits.end_tokens
         self._open_core = open_core
         self._core: Core | None = None
@@ -67,6 +74,8 @@ class Engine(Desk):
         self._by_row: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._steps = Steps()
+        self._stepped: float | None = None
+        """When the last step ended, while rows have been there ever since."""
         self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
         self._thread.start()
@@ -104,14 +113,20 @@ class Engine(Desk):
 
     def _turn(self, core: Core) -> None:
         """One step, with what happens around it."""
+        began = self._clock()
         self._look_for_callers()
         for job in self.jobs:
             if job.batch_id not in self._requests:
                 self._begin(core, job)
         self._settle(core)
         if self._by_row:
-            self._absorb(core.step())
+            step = core.step()
+            # From step to step, as a row sees it: what happens in between makes it wait as well.
+            since, self._stepped = self._stepped or began, self._clock()
+            self._absorb(step, self._stepped - since)
             self._settle(core)
+        if not self._by_row:
+            self._stepped = None
         for request in self._requests.values():
             attempt(request.job.send_if_due, request.job)
 
@@ -137,9 +152,9 @@ class Engine(Desk):
                 request.rows[key] = row
                 self._by_row[key] = request
 
-    def _absorb(self, step: Step) -> None:
+    def _absorb(self, step: Step, seconds: float) -> None:
         """Note what a step cost, and give its tokens to their rows."""
-        self._steps.add(step.rows, step.seconds, self._by_row)
+        self._steps.add(step.rows, seconds, self._by_row)
         for news in step.news:
             row = self._by_row[news.key].rows[news.key]
             for token in news.tokens:
