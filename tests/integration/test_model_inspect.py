@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from uellm_deployer.adapters.facts_file import FACTS_FILE, read_inspection
 from uellm_deployer.adapters.model_folder import read_config, read_shape
 from uellm_deployer.domain.facts import ModelShape, model_shape
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 
 from tests.support.deployer import CPU, a_spec, machine
 from tests.support.families import BASE, CONFIGS, GROUPED
@@ -93,7 +93,7 @@ def test_other_families_need_an_inspection(tmp_path: Path, name: str) -> None:
     shape, model = read_shape(str(tmp_path)), real_model(tmp_path)
     assert shape.parameter_count == model.num_parameters()
     assert not shape.has_weights
-    plan = OneDevicePlanner().place(a_spec(context_tokens=128), replace(shape, has_weights=True), machine(CPU)).plan
+    plan = HelrPlanner().place(a_spec(context_tokens=128), replace(shape, has_weights=True), machine(CPU)).plan
     assert plan.facts.kv_bytes_per_token == shape.facts(4).kv_bytes_per_token
     check_cache(model, shape)
 

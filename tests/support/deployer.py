@@ -22,7 +22,7 @@ from uellm_deployer.app.ports import EngineReport, RepositoryEntry
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.domain.deployment import Deployment, Operation, State
 from uellm_deployer.domain.facts import ModelShape, model_shape
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 
@@ -208,7 +208,7 @@ class DeployerWorld:
         self.book = Book(FileJournal(root / "journal", compacted))
         ids = itertools.count(len(self.book.operations) + 1)
         self.operations = Operations(self.book, self.clock, lambda: str(next(ids)))
-        self.planning = Planning(self.book, self.machine, self.library, OneDevicePlanner())
+        self.planning = Planning(self.book, self.machine, self.library, HelrPlanner())
         outside = (self.repository, self.triton, self.publisher)
         self.removal = Removal(self.book, *outside, self.clock)
         self.renderer = TritonRenderer(root)

@@ -18,13 +18,13 @@ from uellm_deployer.app.book import KEPT_OPERATIONS, Book, compacted
 from uellm_deployer.app.ports import JournalEntry, RepositoryEntry
 from uellm_deployer.backends.vllm.options import EngineOptions
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage, State
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import Generation
 
 from tests.support.deployer import SHAPE, a_spec, gpu, machine
 
 PLAN = (
-    OneDevicePlanner()
+    HelrPlanner()
     .place(a_spec(default_generation=Generation(temperature=0.5, seed=-1, stop=("\n", "é"))), SHAPE, machine())
     .plan
 )
@@ -216,7 +216,7 @@ def test_a_rendered_entry(tmp_path):
     assert parameters == {
         "uellm_plan_hash": PLAN.plan_hash,
         "weights": "/models/smol",
-        "device_map": '{"": "cpu"}',
+        "stages": '[["cpu", 30]]',
         "dtype": "float32",
     }
     assert {"1/model.py", "1/uellm_backends/hf/engine.py"} < set(entry.files)
@@ -224,7 +224,7 @@ def test_a_rendered_entry(tmp_path):
 
 
 def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
-    plan = OneDevicePlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
+    plan = HelrPlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
     entry = TritonRenderer(tmp_path).render(plan)
     config = config_of(entry)
     assert config.model_transaction_policy.decoupled
@@ -235,10 +235,10 @@ def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
     assert {"1/model.py", "1/uellm_backends/vllm/core.py", "1/uellm_backends/common/job.py"} < set(entry.files)
 
 
-def test_a_gpu_is_named_in_the_device_map(tmp_path):
-    plan = OneDevicePlanner().place(a_spec(), SHAPE, machine(gpu("GPU-a"), gpu("GPU-b", bandwidth=9e12))).plan
+def test_a_gpu_is_named_in_the_stages(tmp_path):
+    plan = HelrPlanner().place(a_spec(), SHAPE, machine(gpu("GPU-a"), gpu("GPU-b", bandwidth=9e12))).plan
     config = config_of(TritonRenderer(tmp_path).render(plan))
-    assert config.parameters["device_map"].string_value == '{"": "cuda:1"}'
+    assert config.parameters["stages"].string_value == '[["cuda:1", 30]]'
     assert config.instance_group[0].kind == ModelInstanceGroup.KIND_MODEL
     assert not config.instance_group[0].gpus
 

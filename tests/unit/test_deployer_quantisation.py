@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uellm_deployer.domain.engines import able_devices
 from uellm_deployer.domain.facts import ModelShape, model_shape
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.quantisation import quantisation
 from uellm_deployer.domain.tensors import TensorInfo
 
@@ -135,7 +135,7 @@ def test_formats_of_quantised_weights_need_the_config_to_say_so() -> None:
 def planned(name: str, backend: str, *devices: Any) -> Any:
     shape = model_shape(CONFIG | {"quantization_config": SCHEMES[name][0]}, (), "")
     spec = a_spec(backend=backend, context_tokens=256)
-    return OneDevicePlanner().place(spec, shape, machine(*devices)).plan
+    return HelrPlanner().place(spec, shape, machine(*devices)).plan
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from uellm_deployer import decoding, encoding
 from uellm_deployer.app.creation import Strategy
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage, State
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import Generation, Objective
 from uellm_deployer.domain.topology import DeviceKind, Link, Topology
 from uellm_deployer.server import DeployerServicer
@@ -27,7 +27,7 @@ from uellm.v1 import deployer_pb2 as pb
 from uellm.v1 import query_pb2, stream_pb2
 
 SPEC = pb.DeploymentSpec(model="smol", weights_path="/models/smol")
-PLAN = OneDevicePlanner().place(a_spec(default_generation=Generation(temperature=0.7)), SHAPE, machine()).plan
+PLAN = HelrPlanner().place(a_spec(default_generation=Generation(temperature=0.7)), SHAPE, machine()).plan
 READY = Deployment("deployments/one", State.READY, PLAN, 1_700_000_000.0, 2, "", 46_000, 0.09)
 
 
@@ -143,7 +143,7 @@ def test_what_is_published():
 
 
 def test_what_is_published_of_a_continuous_engine():
-    plan = OneDevicePlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
+    plan = HelrPlanner().place(a_spec(backend="vllm", max_batch_rows=32), SHAPE, machine()).plan
     deployment = replace(READY, plan=plan, measured_kv_budget_bytes=1_000_000)
     record = encoding.record_message(deployment, "triton:8001")
     assert record.engine_kind == stream_pb2.ENGINE_KIND_CONTINUOUS

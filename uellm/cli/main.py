@@ -10,7 +10,7 @@ import typer
 
 from uellm.cli.letters import letters
 from uellm.cli.model import model as model_commands
-from uellm.cli.options import Json, Model, State, Tenant
+from uellm.cli.options import GpuModel, Json, Model, PeerFile, State, Tenant, TopologyFile
 from uellm.cli.predictor import predictor
 from uellm.cli.values import parse_duration
 from uellm.local.engine import DEFAULT_BACKEND, Backend
@@ -150,20 +150,9 @@ def status(state: State = default_folder()) -> None:
 
 @app.command("topology")
 def show_topology(
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            "--file",
-            help="Output of `nvidia-smi topo -m`, or YAML (docs/topology.md); -: stdin. Default: ask the deployer.",
-        ),
-    ] = None,
-    gpu_model: Annotated[
-        str, typer.Option("--gpu-model", help="What the GPUs of --file are, where it does not say: H100, L40S, ...")
-    ] = "",
-    p2p: Annotated[
-        Path | None,
-        typer.Option("--p2p", exists=True, dir_okay=False, help="Output of `nvidia-smi topo -p2p r`, besides --file."),
-    ] = None,
+    file: TopologyFile = None,
+    gpu_model: GpuModel = "",
+    p2p: PeerFile = None,
     svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
     state: State = default_folder(),
     as_json: Json = False,
@@ -174,6 +163,47 @@ def show_topology(
     if file is None and (gpu_model or p2p):
         raise typer.BadParameter("--gpu-model and --p2p go with --file")
     topology(Wanted(state, file, gpu_model, p2p, svg, as_json))
+
+
+@app.command("plan")
+def show_plan(
+    weights: Annotated[
+        Path, typer.Argument(exists=True, help="Folder of the model, or only its config.json; weights or not.")
+    ],
+    file: TopologyFile = None,
+    gpu_model: GpuModel = "",
+    p2p: PeerFile = None,
+    model: Annotated[str, typer.Option("--model", help="Logical name; default: the folder's.")] = "",
+    backend: Annotated[Backend, typer.Option(help="Engine that is to serve it.")] = DEFAULT_BACKEND,
+    objective: Annotated[str, typer.Option(help="HELR, LR or HE (docs/placement.md).")] = "HELR",
+    rows: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Rows of one batch.")] = 8,
+    context: Annotated[
+        int,
+        typer.Option("--context", min=0, max=MAX_TOKENS, help="Prompt and answer, in tokens; 0: the model's limit."),
+    ] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; default: the engine's.")] = "",
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="Keep to this device, by its id; may be repeated.")
+    ] = None,
+    first_token_slo: Annotated[
+        float | None, _duration_option("--first-token-slo", "Of a prompt of 128 tokens, e.g. 200ms.")
+    ] = None,
+    output_token_slo: Annotated[
+        float | None, _duration_option("--output-token-slo", "Of a token in a full batch, e.g. 30ms.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Show where a model would be placed, how fast it would be, what lost and why. Nothing changes."""
+    from uellm.cli import plan
+
+    if file is None and (gpu_model or p2p):
+        raise typer.BadParameter("--gpu-model and --p2p go with --file")
+    asked = plan.Asked(
+        weights, model, backend.value, objective, rows, context, dtype, devices or (), first_token_slo, output_token_slo
+    )
+    plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
 
 
 @app.command()

@@ -13,3 +13,18 @@ State = Annotated[
 Model = Annotated[str, typer.Option("--model", help="Logical model; default: the stack's.")]
 Tenant = Annotated[str, typer.Option("--tenant", help="Tenant; default: local.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+TopologyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--file",
+        "--topology",
+        help="Output of `nvidia-smi topo -m`, or YAML (docs/topology.md); -: stdin. Default: ask the deployer.",
+    ),
+]
+GpuModel = Annotated[
+    str, typer.Option("--gpu-model", help="What the GPUs of --file are, where it does not say: H100, L40S, ...")
+]
+PeerFile = Annotated[
+    Path | None,
+    typer.Option("--p2p", exists=True, dir_okay=False, help="Output of `nvidia-smi topo -p2p r`, besides --file."),
+]

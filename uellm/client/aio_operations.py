@@ -17,9 +17,12 @@ from uellm.rpc.errors import UnavailableError
 from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import (
     Deployment,
+    DeploymentSpec,
     GetTopologyRequest,
     GetTopologyResponse,
     ListDeploymentsRequest,
+    PlanDeploymentRequest,
+    PlanDeploymentResponse,
     Topology,
 )
 from uellm.v1.profiler_pb2 import (
@@ -147,6 +150,15 @@ class AsyncOperations(AsyncConnection):
         response: RollbackPredictorResponse = await self._call(
             self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
         )
+        return response
+
+    async def plan(self, spec: DeploymentSpec, topology: Topology | None = None) -> PlanDeploymentResponse:
+        """Where the deployer would place a model, on its machine or on another one. Nothing changes.
+
+        Raises InvalidArgumentError, and ResourceExhaustedError with the numbers where it does not fit.
+        """
+        request = PlanDeploymentRequest(spec=spec, topology=topology)
+        response: PlanDeploymentResponse = await self._call(self._deployer.PlanDeployment, request)
         return response
 
     async def topology(self) -> Topology:

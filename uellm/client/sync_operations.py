@@ -15,9 +15,12 @@ from uellm.client.sync_connection import Connection
 from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import (
     Deployment,
+    DeploymentSpec,
     GetTopologyRequest,
     GetTopologyResponse,
     ListDeploymentsRequest,
+    PlanDeploymentRequest,
+    PlanDeploymentResponse,
     Topology,
 )
 from uellm.v1.profiler_pb2 import (
@@ -138,6 +141,15 @@ class Operations(Connection):
         response: RollbackPredictorResponse = self._call(
             self._profiler.RollbackPredictor, RollbackPredictorRequest(), seconds=INSTALL_SECONDS
         )
+        return response
+
+    def plan(self, spec: DeploymentSpec, topology: Topology | None = None) -> PlanDeploymentResponse:
+        """Where the deployer would place a model, on its machine or on another one. Nothing changes.
+
+        Raises InvalidArgumentError, and ResourceExhaustedError with the numbers where it does not fit.
+        """
+        request = PlanDeploymentRequest(spec=spec, topology=topology)
+        response: PlanDeploymentResponse = self._call(self._deployer.PlanDeployment, request)
         return response
 
     def topology(self) -> Topology:

@@ -99,13 +99,19 @@ class KvCacheLayout:
 
         Full layers lie in buffers with room ahead, windowed layers hold one window; one layer at a time is copied.
         """
+        return self.held_bytes(rows, context_tokens) + self.copied_bytes(rows, context_tokens)
+
+    def held_bytes(self, rows: int, context_tokens: int) -> int:
+        """Of that, the buffers."""
         room = context_tokens + max(BUFFER_ROOM_TOKENS, context_tokens // 4)
-        copied = max((group.bytes_per_token for group in self.groups), default=0) * context_tokens
-        held = sum(
+        return rows * sum(
             group.bytes_of(min(context_tokens, group.window_tokens) if group.window_tokens else room)
             for group in self.groups
         )
-        return rows * (held + copied)
+
+    def copied_bytes(self, rows: int, context_tokens: int) -> int:
+        """Of that, the copy of one layer, the largest."""
+        return rows * max((group.bytes_per_token for group in self.groups), default=0) * context_tokens
 
     def paged_row_bytes(self, context_tokens: int, page_tokens: int = PAGE_TOKENS, pass_tokens: int = 1) -> int:
         """Most that one row holds of a paged cache up to this context, in passes of at most `pass_tokens` tokens.

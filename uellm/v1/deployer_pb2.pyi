@@ -218,12 +218,14 @@ class PlanDeploymentRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[DeploymentSpec, _Mapping]] = ..., topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class PlanDeploymentResponse(_message.Message):
-    __slots__ = ("plan", "alternatives")
+    __slots__ = ("plan", "alternatives", "what_if")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    WHAT_IF_FIELD_NUMBER: _ClassVar[int]
     plan: DeploymentPlan
     alternatives: _containers.RepeatedCompositeFieldContainer[Alternative]
-    def __init__(self, plan: _Optional[_Union[DeploymentPlan, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ...) -> None: ...
+    what_if: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[DeploymentPlan, _Mapping]] = ..., alternatives: _Optional[_Iterable[_Union[Alternative, _Mapping]]] = ..., what_if: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PlanFleetRequest(_message.Message):
     __slots__ = ("members", "topology")

@@ -37,7 +37,7 @@ from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.app.upkeep import upkeep
 from uellm_deployer.config import DeployerSettings
-from uellm_deployer.domain.placement import OneDevicePlanner
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.server import SERVICE, DeployerServicer
 
 
@@ -59,7 +59,7 @@ def build(
     clock = SystemClock()
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
-    planning = Planning(book, Machine(Nvml.open()), ModelFolders(), OneDevicePlanner())
+    planning = Planning(book, Machine(Nvml.open()), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)

@@ -91,9 +91,14 @@ def topology(message: deployer_pb2.Topology) -> Topology:
             violations.add(f"topology.devices[{index}].kind", f"must be one of {', '.join(kinds)}")
         for rate in ("memory_bandwidth_bytes_per_second", "flops_per_second"):
             violations.finite(f"topology.devices[{index}].{rate}", getattr(device, rate), 0, MAX_RATE)
+    pairs: set[frozenset[str]] = set()
     for index, link in enumerate(message.links):
         if not {link.device_a, link.device_b} <= set(ids):
             violations.add(f"topology.links[{index}]", "must be between devices of the topology")
+        pair = frozenset((link.device_a, link.device_b))
+        if len(pair) < 2 or pair in pairs:
+            violations.add(f"topology.links[{index}]", "must be the only one between two devices that differ")
+        pairs.add(pair)
         field = f"topology.links[{index}].bandwidth_bytes_per_second"
         violations.finite(field, link.bandwidth_bytes_per_second, 0, MAX_RATE)
     violations.raise_if_any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from google.longrunning.operations_pb2 import Operation as OperationMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
@@ -12,6 +14,7 @@ from uellm.v1 import deployer_pb2, query_pb2, stream_pb2
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
+from uellm_deployer.domain.placement import Placed
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Generation, Stage, StepTime
 from uellm_deployer.domain.topology import Topology
 
@@ -60,6 +63,17 @@ def topology_message(topology: Topology) -> deployer_pb2.Topology:
             assumed=link.assumed,
         )
     return message
+
+
+def planned_message(placed: Placed, what_if: Iterable[str]) -> deployer_pb2.PlanDeploymentResponse:
+    """The best plan, what lost, and what other machines would give."""
+    return deployer_pb2.PlanDeploymentResponse(
+        plan=plan_message(placed.plan),
+        alternatives=[
+            deployer_pb2.Alternative(plan=plan_message(plan), reason=reason) for plan, reason in placed.alternatives
+        ],
+        what_if=what_if,
+    )
 
 
 def plan_message(plan: DeploymentPlan) -> deployer_pb2.DeploymentPlan:

@@ -57,14 +57,9 @@ class DeployerServicer(DeployerServiceServicer):
     ) -> deployer_pb2.PlanDeploymentResponse:
         """Plans; nothing changes."""
         machine = decoding.topology(request.topology) if request.HasField("topology") else None
-        placed = await self._planning.plan(decoding.spec(request.spec), machine)
-        return deployer_pb2.PlanDeploymentResponse(
-            plan=encoding.plan_message(placed.plan),
-            alternatives=[
-                deployer_pb2.Alternative(plan=encoding.plan_message(plan), reason=reason)
-                for plan, reason in placed.alternatives
-            ],
-        )
+        spec = decoding.spec(request.spec)
+        placed = await self._planning.plan(spec, machine)
+        return encoding.planned_message(placed, await self._planning.what_if(spec, machine))
 
     async def CreateDeployment(
         self,

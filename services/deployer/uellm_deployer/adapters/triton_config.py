@@ -82,7 +82,8 @@ class TritonRenderer:
 
 
 def _hf_parameters(plan: DeploymentPlan) -> dict[str, str]:
-    return {hf.DEVICE_MAP: json.dumps({"": plan.devices[0]})}
+    stages = zip(plan.devices, plan.stages, strict=True)
+    return {hf.STAGES: json.dumps([[device, stage.layer_count] for device, stage in stages])}
 
 
 def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:

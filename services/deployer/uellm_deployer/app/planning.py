@@ -52,6 +52,11 @@ class Planning:
             raise refusal(f"{spec.weights_path} has a config, but no model.safetensors or model.safetensors.index.json")
         return self._planner.place(spec, shape, machine or await self._available(list(leaving)))
 
+    async def what_if(self, spec: DeploymentSpec, machine: Topology | None = None) -> tuple[str, ...]:
+        """In words: what one more device of each sort, or faster links, would give. Errors as of `plan`."""
+        shape = await self._library.shape(spec.weights_path)
+        return self._planner.what_if(spec, shape, machine or await self._available([]))
+
     async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:
         """Check once more that the plan fits, beside what is loaded; ResourceExhaustedError with the numbers.
 

@@ -34,6 +34,8 @@ class Engine:
     is the embedding: linear layers are packed for the kernels, the head too, while the embedding stays plain."""
     reserve_bytes: Mapping[DeviceKind, int]
     """What the framework takes besides tensors."""
+    max_stages: int | None = None
+    """Devices over which the layers may be spread; None: any number."""
     cache_form: CacheForm = CacheForm.TRANSFORMERS
     """What it keeps of a token where the architecture leaves a choice."""
     quantised: Mapping[DeviceKind, frozenset[str]] = field(default_factory=dict)
@@ -57,6 +59,7 @@ ENGINES: dict[str, Engine] = {
         prompt_tokens_at_once=4_096,
         head_copies_on_cpu={False: 2, True: 2},  # packs the embedding as well, and keeps both plain
         reserve_bytes={DeviceKind.GPU: 2 << 30, DeviceKind.CPU: 1 << 30},
+        max_stages=1,
         cache_form=CacheForm.COMPACT,
         # Release 0.32, its registers of methods and kernels. On a CPU FP8 needs AMX, and only words of 4 bits are read.
         quantised={

@@ -63,6 +63,8 @@ class ModelShape:
     """Whether the output head is the embedding."""
     quantisation: Quantisation | None = None
     """How its weights are stored, if they are quantised."""
+    experts: Experts | None = None
+    """Those of a mixture of experts."""
     has_weights: bool = True
     """False: only its config is there. It can be planned, and not be deployed."""
 
@@ -165,6 +167,7 @@ def _shape(config: Mapping[str, Any], tensors: list[TensorInfo], fingerprint: st
         fingerprint=fingerprint,
         tied_head=tied,
         quantisation=scheme,
+        experts=experts(config),
         has_weights=bool(tensors),
     )
 
@@ -189,6 +192,7 @@ def _inspected_shape(
         fingerprint=fingerprint,
         tied_head=found.tied_head,
         quantisation=scheme,
+        experts=experts(config),
         has_weights=bool(tensors),
     )
 

@@ -1,8 +1,10 @@
-"""Step times of a device before anything was measured: whichever of memory and arithmetic takes longer."""
+"""Step times before anything was measured: whichever of memory and arithmetic takes longer."""
 
 from __future__ import annotations
 
-from uellm_deployer.domain.facts import ModelFacts
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from uellm_deployer.domain.plan import StepTime
 from uellm_deployer.domain.topology import Device, DeviceKind
 
@@ -17,26 +19,69 @@ FLOPS_EFFICIENCY = 0.5
 ASSUMED = {DeviceKind.GPU: (300e9, 30e12), DeviceKind.CPU: (10e9, 50e9)}
 
 
-def assumed(device: Device) -> bool:
-    """Whether a rate of the device is unknown, so that the slow default stands in."""
-    return not (device.memory_bandwidth and device.flops)
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device is taken to do a second."""
+
+    bandwidth: float
+    """Peak, in bytes."""
+    flops: float
+    """Peak, in operations."""
+    bandwidth_efficiency: float = 1.0
+    """Share of it that kernels reach."""
+    flops_efficiency: float = FLOPS_EFFICIENCY
+    assumed: bool = False
+    """Whether one of them is unknown, so that a slow default stands in."""
+
+    @classmethod
+    def of(cls, device: Device) -> Rates:
+        """As far as the device tells them."""
+        bandwidth, flops = ASSUMED[device.kind]
+        measured = device.kind is DeviceKind.CPU or not device.memory_bandwidth
+        return cls(
+            bandwidth=device.memory_bandwidth or bandwidth,
+            flops=device.flops or flops,
+            bandwidth_efficiency=1.0 if measured else BANDWIDTH_EFFICIENCY,
+            assumed=not (device.memory_bandwidth and device.flops),
+        )
 
 
-def step_time(facts: ModelFacts, device: Device) -> StepTime:
-    """Prior of one device that holds the whole model.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one stage makes its device do."""
+
+    rates: Rates
+    step_bytes: float
+    """Read in every decode step, whatever its rows."""
+    row_bytes: float
+    """Read for each row."""
+    row_flops: float
+    context_token_bytes: float
+    """Read for each token of context."""
+    hop_seconds: float = 0.0
+    """To the next stage, of one row."""
+
+
+def step_time(stages: Iterable[Load]) -> StepTime:
+    """Prior of a chain of stages that compute one after the other.
 
     A step reads all weights once and the cache of its context, and computes two operations per parameter and row.
     """
-    bandwidth, flops = ASSUMED[device.kind]
-    if device.memory_bandwidth:
-        share = 1.0 if device.kind is DeviceKind.CPU else BANDWIDTH_EFFICIENCY
-        bandwidth = device.memory_bandwidth * share
-    per_token = 2 * facts.parameter_count / ((device.flops or flops) * FLOPS_EFFICIENCY)
+    base = per_row = per_token = prefill = 0.0
+    unknown = False
+    for stage in stages:
+        bandwidth = stage.rates.bandwidth * stage.rates.bandwidth_efficiency
+        computing = stage.row_flops / (stage.rates.flops * stage.rates.flops_efficiency)
+        base += stage.step_bytes / bandwidth + stage.hop_seconds
+        per_row += computing + stage.row_bytes / bandwidth
+        per_token += stage.context_token_bytes / bandwidth
+        prefill += computing
+        unknown = unknown or stage.rates.assumed
     return StepTime(
-        base_seconds=facts.weight_bytes / bandwidth,
-        per_row_seconds=per_token,
-        per_context_token_seconds=facts.kv_bytes_per_token / bandwidth,
-        prefill_per_token_seconds=per_token,
+        base_seconds=base,
+        per_row_seconds=per_row,
+        per_context_token_seconds=per_token,
+        prefill_per_token_seconds=prefill,
         startup_seconds=0.0,
-        source="roofline, rates assumed" if assumed(device) else "roofline",
+        source="roofline, rates assumed" if unknown else "roofline",
     )

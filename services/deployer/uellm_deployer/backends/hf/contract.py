@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-DEVICE_MAP = "device_map"  # JSON object, module name -> device; default {"": "cpu"}
+STAGES = "stages"  # JSON list of [device, number of layers], in the order of the layers; default: all on the CPU

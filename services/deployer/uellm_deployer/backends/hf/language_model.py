@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from ..common.text import Text
 from .cache import measured_bytes, new_cache
+from .contract import STAGES
 from .packed import pack_linear_layers
+from .stages import Stage, device_map, parse_stages
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,7 +25,7 @@ class LoadOptions:
     """The model's config parameters (contract.py)."""
 
     weights: str
-    device_map: Mapping[str, int | str]
+    stages: tuple[Stage, ...]
     dtype: str
     threads: int
 
@@ -33,12 +34,12 @@ class LoadOptions:
         """Parse the strings of the model config; raises ValueError naming the parameter."""
         if not parameters.get("weights"):
             raise ValueError("model config parameter weights is missing: the folder of the model")
-        device_map = json.loads(parameters.get("device_map") or '{"": "cpu"}')
+        stages = parse_stages(parameters.get(STAGES) or "")
         dtype = parameters.get("dtype") or "float32"
         if dtype not in DTYPES:
             raise ValueError(f"model config parameter dtype is {dtype!r}; known: {', '.join(DTYPES)}")
         threads = int(parameters.get("threads") or os.cpu_count() or 1)
-        return LoadOptions(parameters["weights"], dict(device_map), dtype, threads)
+        return LoadOptions(parameters["weights"], stages, dtype, threads)
 
 
 class LanguageModel:
@@ -64,7 +65,7 @@ class LanguageModel:
         torch.set_num_threads(options.threads)
         model = AutoModelForCausalLM.from_pretrained(
             options.weights,
-            device_map=dict(options.device_map),
+            device_map=device_map(options.weights, options.stages),
             dtype=DTYPES[options.dtype],
             local_files_only=True,
             trust_remote_code=False,
@@ -89,7 +90,7 @@ class LanguageModel:
     def forward(self, tokens: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
         """One pass; `tokens` and `positions` are [rows, new], `mask` [rows, all so far]. Returns [rows, vocabulary].
 
-        The logits are those of the last token of each row.
+        The logits are those of the last token of each row, on the CPU, where tokens are drawn.
         """
         output: Any = self._model(
             input_ids=tokens.to(self.device),
@@ -100,7 +101,7 @@ class LanguageModel:
             logits_to_keep=1,
         )
         logits: Tensor = output.logits
-        return logits[:, -1]
+        return logits[:, -1].cpu()
 
     def _measure_kv_bytes(self) -> int:
         """Bytes a token takes in the cache, measured as the difference of a second token."""

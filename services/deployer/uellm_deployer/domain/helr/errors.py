@@ -39,7 +39,7 @@ class SloUnreachableError(ResourceExhaustedError):
     def __init__(self, first_token_seconds: float, output_token_seconds: float) -> None:
         super().__init__(
             "slo",
-            "no plan keeps both promises; each alone could be at best: first token "
+            "no plan keeps the objectives for time; each by itself could be at best: first token "
             f"{first_token_seconds:.4g} s, output token {output_token_seconds:.4g} s",
             reason="SLO_UNREACHABLE",
         )
