@@ -20,6 +20,7 @@ from uellm_deployer.app.operations import Operations, Request
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import EngineReport, RepositoryEntry
 from uellm_deployer.app.removal import DeleteDeployment, Removal
+from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.domain.deployment import Deployment, Operation, State
 from uellm_deployer.domain.facts import ModelShape, model_shape
 from uellm_deployer.domain.placement import HelrPlanner
@@ -216,6 +217,7 @@ class DeployerWorld:
             self.book, self.operations, self.planning, self.removal, self.renderer, *outside, self.clock
         )
         self.deletion = DeleteDeployment(self.book, self.operations, self.removal)
+        self.traffic = SetTraffic(self.book, self.operations, self.publisher)
         self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside)
 
     async def create(self, deployment_id: str = "one", request: Request | None = None, **spec: Any) -> Operation:

@@ -206,6 +206,24 @@ def show_plan(
     plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
 
 
+@app.command("traffic")
+def set_traffic(
+    shares: Annotated[
+        list[str], typer.Argument(metavar="DEPLOYMENT=SHARE...", help="Of each that serves the model; sums to 1.")
+    ],
+    model: Model = "",
+    state: State = default_folder(),
+) -> None:
+    """Divide a model's traffic between its deployments: `uellm traffic main=0.9 canary=0.1`."""
+    from uellm.cli.traffic import read_shares, traffic
+
+    try:
+        wanted = read_shares(shares)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    traffic(state, wanted, model)
+
+
 @app.command()
 def cancel(
     name: Annotated[str, typer.Argument(help="Resource name of a query.")], state: State = default_folder()

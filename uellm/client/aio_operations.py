@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 
@@ -23,6 +23,8 @@ from uellm.v1.deployer_pb2 import (
     ListDeploymentsRequest,
     PlanDeploymentRequest,
     PlanDeploymentResponse,
+    SetTrafficRequest,
+    SetTrafficResponse,
     Topology,
 )
 from uellm.v1.profiler_pb2 import (
@@ -160,6 +162,15 @@ class AsyncOperations(AsyncConnection):
         request = PlanDeploymentRequest(spec=spec, topology=topology)
         response: PlanDeploymentResponse = await self._call(self._deployer.PlanDeployment, request)
         return response
+
+    async def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:
+        """Divide a model's traffic, default: the client's, between its deployments, by resource name; sums to 1.
+
+        Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
+        """
+        request = SetTrafficRequest(model=model or self._defaults.model, shares=shares)
+        response: SetTrafficResponse = await self._call(self._deployer.SetTraffic, request)
+        return list(response.deployments)
 
     async def topology(self) -> Topology:
         """The deployer's devices, how they are linked, and what memory of theirs is free now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import grpc
 
@@ -21,6 +21,8 @@ from uellm.v1.deployer_pb2 import (
     ListDeploymentsRequest,
     PlanDeploymentRequest,
     PlanDeploymentResponse,
+    SetTrafficRequest,
+    SetTrafficResponse,
     Topology,
 )
 from uellm.v1.profiler_pb2 import (
@@ -151,6 +153,15 @@ class Operations(Connection):
         request = PlanDeploymentRequest(spec=spec, topology=topology)
         response: PlanDeploymentResponse = self._call(self._deployer.PlanDeployment, request)
         return response
+
+    def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:
+        """Divide a model's traffic, default: the client's, between its deployments, by resource name; sums to 1.
+
+        Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
+        """
+        request = SetTrafficRequest(model=model or self._defaults.model, shares=shares)
+        response: SetTrafficResponse = self._call(self._deployer.SetTraffic, request)
+        return list(response.deployments)
 
     def topology(self) -> Topology:
         """The deployer's devices, how they are linked, and what memory of theirs is free now."""

@@ -26,6 +26,7 @@ class DeploymentStrategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEPLOYMENT_STRATEGY_UNSPECIFIED: _ClassVar[DeploymentStrategy]
     DEPLOYMENT_STRATEGY_BLUE_GREEN: _ClassVar[DeploymentStrategy]
     DEPLOYMENT_STRATEGY_RECREATE: _ClassVar[DeploymentStrategy]
+    DEPLOYMENT_STRATEGY_BESIDE: _ClassVar[DeploymentStrategy]
 
 class DeploymentStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -47,6 +48,7 @@ PLACEMENT_OBJECTIVE_HE: PlacementObjective
 DEPLOYMENT_STRATEGY_UNSPECIFIED: DeploymentStrategy
 DEPLOYMENT_STRATEGY_BLUE_GREEN: DeploymentStrategy
 DEPLOYMENT_STRATEGY_RECREATE: DeploymentStrategy
+DEPLOYMENT_STRATEGY_BESIDE: DeploymentStrategy
 DEPLOYMENT_STAGE_UNSPECIFIED: DeploymentStage
 DEPLOYMENT_STAGE_PLAN: DeploymentStage
 DEPLOYMENT_STAGE_STAGE: DeploymentStage
@@ -359,8 +361,10 @@ class SetTrafficRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., shares: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class SetTrafficResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("deployments",)
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[Deployment]
+    def __init__(self, deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ...) -> None: ...
 
 class RollbackDeploymentRequest(_message.Message):
     __slots__ = ("model", "request_id")

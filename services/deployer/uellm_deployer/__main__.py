@@ -35,6 +35,7 @@ from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
 from uellm_deployer.app.removal import DeleteDeployment, Removal
+from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.app.upkeep import upkeep
 from uellm_deployer.config import DeployerSettings
 from uellm_deployer.domain.placement import HelrPlanner
@@ -64,7 +65,8 @@ def build(
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
     delete = DeleteDeployment(book, operations, removal)
-    return Application(book, operations, keeper, DeployerServicer(book, planning, create, delete, endpoint))
+    traffic = SetTraffic(book, operations, publisher)
+    return Application(book, operations, keeper, DeployerServicer(book, planning, create, delete, traffic, endpoint))
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:

@@ -35,6 +35,7 @@ _STRATEGIES = {
     deployer_pb2.DEPLOYMENT_STRATEGY_UNSPECIFIED: Strategy.BLUE_GREEN,
     deployer_pb2.DEPLOYMENT_STRATEGY_BLUE_GREEN: Strategy.BLUE_GREEN,
     deployer_pb2.DEPLOYMENT_STRATEGY_RECREATE: Strategy.RECREATE,
+    deployer_pb2.DEPLOYMENT_STRATEGY_BESIDE: Strategy.BESIDE,
 }
 
 
@@ -56,6 +57,16 @@ def spec(message: deployer_pb2.DeploymentSpec) -> DeploymentSpec:
     decoded = _spec(violations, message)
     violations.raise_if_any()
     return decoded
+
+
+def traffic(message: deployer_pb2.SetTrafficRequest) -> tuple[str, dict[str, float]]:
+    """The model, and the share of each deployment; InvalidArgumentError with every violation."""
+    violations = Violations()
+    violations.model_identifier("model", message.model)
+    for name, share in sorted(message.shares.items()):
+        violations.finite(f"shares[{name}]", share, 0, 1)
+    violations.raise_if_any()
+    return message.model, dict(message.shares)
 
 
 def request(message: Message, request_id: str) -> Request:

@@ -123,7 +123,7 @@ def record_message(deployment: Deployment, triton_endpoint: str) -> stream_pb2.D
             kv_page_tokens=engine.page_tokens,
         ),
         step_time_prior=_step_time_message(plan.step_time.calibrated(deployment.measured_step_seconds)),
-        traffic_share=1.0,
+        traffic_share=deployment.traffic_share,
         default_generation=_generation_message(spec.default_generation),
         plan_hash=plan.plan_hash,
         queue_shard=spec.queue_shard,

@@ -17,6 +17,7 @@ from uellm_deployer.app.book import Book
 from uellm_deployer.app.creation import CreateDeployment
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.removal import DeleteDeployment
+from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.domain.deployment import Operation
 
 SERVICE: str = deployer_pb2.DESCRIPTOR.services_by_name["DeployerService"].full_name
@@ -33,12 +34,14 @@ class DeployerServicer(DeployerServiceServicer):
         planning: Planning,
         create: CreateDeployment,
         delete: DeleteDeployment,
+        traffic: SetTraffic,
         triton_endpoint: str,
     ) -> None:
         self._book = book
         self._planning = planning
         self._create = create
         self._delete = delete
+        self._traffic = traffic
         self._endpoint = triton_endpoint
 
     async def GetTopology(
@@ -112,6 +115,17 @@ class DeployerServicer(DeployerServiceServicer):
             if standing.operation is not None:
                 response.progress.CopyFrom(encoding.progress_message(standing.operation))
             yield response
+
+    async def SetTraffic(
+        self,
+        request: deployer_pb2.SetTrafficRequest,
+        context: Any,
+    ) -> deployer_pb2.SetTrafficResponse:
+        """Divides a model's traffic."""
+        changed = await self._traffic.set(*decoding.traffic(request))
+        return deployer_pb2.SetTrafficResponse(
+            deployments=[encoding.deployment_message(one, self._endpoint) for one in changed]
+        )
 
     async def DeleteDeployment(
         self,

@@ -38,6 +38,8 @@ class Strategy(StrEnum):
     """The new one is verified before the old ones drain."""
     RECREATE = "RECREATE"
     """The old ones go first, and come back if the new one fails."""
+    BESIDE = "BESIDE"
+    """The old ones stay, and the new one waits for its share of the traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ class CreateDeployment:
         name = f"deployments/{deployment_id}"
         self._check_free(name, placed.plan)
         self._renderer.render(placed.plan)
-        return Deployment(name, State.CREATING, placed.plan, self._clock.now())
+        waits = creation.strategy is Strategy.BESIDE and self._predecessors(creation.spec)
+        return Deployment(name, State.CREATING, placed.plan, self._clock.now(), traffic_share=0.0 if waits else 1.0)
 
     async def create(self, creation: Creation, request: Request) -> Operation:
         """Plan, and begin.
@@ -129,7 +132,8 @@ class CreateDeployment:
         except BaseException as error:
             await self._record_failure(progress, deployment, error, work.left_behind)
             raise
-        await self._retire_predecessors(progress, deployment)
+        if strategy is not Strategy.BESIDE:
+            await self._retire_predecessors(progress, deployment)
         return f"{deployment.name} serves {deployment.plan.spec.model}"
 
     async def _put_in_place(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:

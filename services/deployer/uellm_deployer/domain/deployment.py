@@ -71,6 +71,8 @@ class Deployment:
     measured_kv_bytes_per_token: int = 0
     measured_step_seconds: float = 0.0
     """Of a decode step with one row; 0: not measured."""
+    traffic_share: float = 1.0
+    """Of the traffic of its queue, 0 to 1."""
     measured_kv_budget_bytes: int = 0
     """What the engine's cache really holds; 0: the engine does not allocate it beforehand."""
 
