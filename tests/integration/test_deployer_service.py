@@ -253,8 +253,8 @@ def test_requests_are_checked(deployer, weights, tmp_path):
         deployer.call("GetDeployment", pb.GetDeploymentRequest(name="deployments/../x"))
     with pytest.raises(NotFoundError):
         deployer.call("GetOperation", pb.GetOperationRequest(name="operations/none"))
-    with pytest.raises(UnimplementedError, match="Reconcile"):
-        deployer.call("Reconcile", pb.ReconcileRequest())
+    with pytest.raises(UnimplementedError, match="PlanFleet"):
+        deployer.call("PlanFleet", pb.PlanFleetRequest())
 
 
 async def test_model_control_is_refused_without_the_secret(triton):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.operations import Operations, Request
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import EngineReport, RepositoryEntry
+from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment, Removal
+from uellm_deployer.app.rollback import RollbackDeployment
 from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.domain.deployment import Deployment, Operation, State
 from uellm_deployer.domain.facts import ModelShape, model_shape
 from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Topology
+from uellm_deployer.encoding import record_message
 
 from uellm.rpc.errors import FailedPreconditionError
 
@@ -149,6 +152,13 @@ class FakePublisher:
         self.faults.strike("withdraw")
         self.records.pop(name, None)
 
+    async def differing(self, wanted: Sequence[Deployment]) -> dict[str, str]:
+        names = {one.name for one in wanted}
+        kept = [(self.records[one.name], one) for one in wanted if one.name in self.records]
+        other = {one.name for was, one in kept if record_message(was, "") != record_message(one, "")}
+        extra, missing = self.records.keys() - names, names - self.records.keys()
+        return dict.fromkeys(extra, "extra") | dict.fromkeys(missing, "missing") | dict.fromkeys(other, "other")
+
     async def drained(self, deployment: Deployment) -> bool:
         return self.is_drained()
 
@@ -217,8 +227,10 @@ class DeployerWorld:
             self.book, self.operations, self.planning, self.removal, self.renderer, *outside, self.clock
         )
         self.deletion = DeleteDeployment(self.book, self.operations, self.removal)
+        self.rollback = RollbackDeployment(self.book, self.operations, self.creation)
         self.traffic = SetTraffic(self.book, self.operations, self.publisher)
         self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside)
+        self.reconcile = Reconcile(self.book, self.operations, self.keeper, *outside)
 
     async def create(self, deployment_id: str = "one", request: Request | None = None, **spec: Any) -> Operation:
         """Create a deployment and wait for the end of the operation."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from uellm.cli.deploying import deploying
 from uellm.cli.letters import letters
 from uellm.cli.model import model as model_commands
-from uellm.cli.options import GpuModel, Json, Model, PeerFile, State, Tenant, TopologyFile
+from uellm.cli.options import MAX_TOKENS, Json, Model, State, Tenant, duration_option
 from uellm.cli.predictor import predictor
-from uellm.cli.values import parse_duration
 from uellm.local.engine import DEFAULT_BACKEND, Backend
 from uellm.local.ports import DEFAULT_BASE, MAX_BASE
 from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
@@ -30,15 +30,7 @@ app.add_typer(cache, name="cache")
 app.add_typer(predictor, name="predictor")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(model_commands, name="model")
-
-MAX_TOKENS = 2**31 - 1
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+app.add_typer(deploying)
 
 
 def _prompt(text: str) -> str:
@@ -48,10 +40,6 @@ def _prompt(text: str) -> str:
     except UnicodeEncodeError:
         raise typer.BadParameter("must be UTF-8 text") from None
     return content
-
-
-def _duration_option(name: str, description: str) -> Any:
-    return typer.Option(name, parser=_duration, metavar="DURATION", help=description)
 
 
 PromptText = Annotated[str, typer.Argument(parser=_prompt, metavar="PROMPT", help="What to answer; - reads stdin.")]
@@ -108,9 +96,9 @@ def down(state: State = default_folder()) -> None:
 @app.command()
 def generate(
     prompt: PromptText,
-    slo: Annotated[float | None, _duration_option("--slo", "The whole answer within this, e.g. 20s.")] = None,
+    slo: Annotated[float | None, duration_option("--slo", "The whole answer within this, e.g. 20s.")] = None,
     first_token_slo: Annotated[
-        float | None, _duration_option("--first-token-slo", "The first token within this, e.g. 500ms.")
+        float | None, duration_option("--first-token-slo", "The first token within this, e.g. 500ms.")
     ] = None,
     max_tokens: MaxTokens = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
@@ -146,82 +134,6 @@ def status(state: State = default_folder()) -> None:
     from uellm.cli.status import status as command
 
     command(state)
-
-
-@app.command("topology")
-def show_topology(
-    file: TopologyFile = None,
-    gpu_model: GpuModel = "",
-    p2p: PeerFile = None,
-    svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
-    state: State = default_folder(),
-    as_json: Json = False,
-) -> None:
-    """Show devices, how they are linked, and what is placed on them; of this machine, or of one in a file."""
-    from uellm.cli.topology import Wanted, topology
-
-    if file is None and (gpu_model or p2p):
-        raise typer.BadParameter("--gpu-model and --p2p go with --file")
-    topology(Wanted(state, file, gpu_model, p2p, svg, as_json))
-
-
-@app.command("plan")
-def show_plan(
-    weights: Annotated[
-        Path, typer.Argument(exists=True, help="Folder of the model, or only its config.json; weights or not.")
-    ],
-    file: TopologyFile = None,
-    gpu_model: GpuModel = "",
-    p2p: PeerFile = None,
-    model: Annotated[str, typer.Option("--model", help="Logical name; default: the folder's.")] = "",
-    backend: Annotated[Backend, typer.Option(help="Engine that is to serve it.")] = DEFAULT_BACKEND,
-    objective: Annotated[str, typer.Option(help="HELR, LR or HE (docs/placement.md).")] = "HELR",
-    rows: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Rows of one batch.")] = 8,
-    context: Annotated[
-        int,
-        typer.Option("--context", min=0, max=MAX_TOKENS, help="Prompt and answer, in tokens; 0: the model's limit."),
-    ] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; default: the engine's.")] = "",
-    devices: Annotated[
-        list[str] | None, typer.Option("--device", help="Keep to this device, by its id; may be repeated.")
-    ] = None,
-    first_token_slo: Annotated[
-        float | None, _duration_option("--first-token-slo", "Of a prompt of 128 tokens, e.g. 200ms.")
-    ] = None,
-    output_token_slo: Annotated[
-        float | None, _duration_option("--output-token-slo", "Of a token in a full batch, e.g. 30ms.")
-    ] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
-    state: State = default_folder(),
-    as_json: Json = False,
-) -> None:
-    """Show where a model would be placed, how fast it would be, what lost and why. Nothing changes."""
-    from uellm.cli import plan
-
-    if file is None and (gpu_model or p2p):
-        raise typer.BadParameter("--gpu-model and --p2p go with --file")
-    asked = plan.Asked(
-        weights, model, backend.value, objective, rows, context, dtype, devices or (), first_token_slo, output_token_slo
-    )
-    plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
-
-
-@app.command("traffic")
-def set_traffic(
-    shares: Annotated[
-        list[str], typer.Argument(metavar="DEPLOYMENT=SHARE...", help="Of each that serves the model; sums to 1.")
-    ],
-    model: Model = "",
-    state: State = default_folder(),
-) -> None:
-    """Divide a model's traffic between its deployments: `uellm traffic main=0.9 canary=0.1`."""
-    from uellm.cli.traffic import read_shares, traffic
-
-    try:
-        wanted = read_shares(shares)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    traffic(state, wanted, model)
 
 
 @app.command()

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from uellm.cli.values import parse_duration
+
+MAX_TOKENS = 2**31 - 1
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def duration_option(name: str, description: str) -> Any:
+    """An option whose value is a duration, in seconds."""
+    return typer.Option(name, parser=_duration, metavar="DURATION", help=description)
+
 
 State = Annotated[
     Path, typer.Option("--state", help="Folder of the stack: data, repository, logs.", envvar="UELLM_STATE")

@@ -44,6 +44,10 @@ class DeploymentPublisher:
         """Remove the record of `deployments/{deployment}`."""
         await self._redis.hdel(DEPLOYMENTS, name)
 
+    async def records(self) -> list[DeploymentRecord]:
+        """What is published by anybody; stale or not. What can't be read is left out."""
+        return _read(await self._redis.hgetall(DEPLOYMENTS))
+
     async def drained(self, queue: str, name: str) -> bool:
         """Whether nothing runs on `deployments/{deployment}`, and its queue's owner knows that nothing may any more.
 
@@ -86,15 +90,9 @@ class DeploymentDirectory:
 
     async def refresh(self) -> None:
         """Read the records now."""
-        found: dict[str, DeploymentRecord] = {}
-        for name, value in (await self._redis.hgetall(DEPLOYMENTS)).items():
-            try:
-                record = DeploymentRecord.FromString(value)
-            except DecodeError:
-                log.warning("deployment record can't be read", deployment=name.decode(errors="replace"))
-                continue
-            if self._clock.now_ms() - record.publish_time.ToMilliseconds() <= STALE_AFTER_MS:
-                found[record.name] = record
+        oldest = self._clock.now_ms() - STALE_AFTER_MS
+        records = _read(await self._redis.hgetall(DEPLOYMENTS))
+        found = {one.name: one for one in records if one.publish_time.ToMilliseconds() >= oldest}
         changed = _contents(found) != _contents(self._records)
         self._records = found
         if changed:
@@ -149,11 +147,27 @@ def queue_for(name: str, ready: Sequence[DeploymentRecord]) -> str:
     return queue
 
 
+def same_record(a: DeploymentRecord, b: DeploymentRecord) -> bool:
+    """Whether they say the same, whenever they were published."""
+    return _content(a) == _content(b)
+
+
+def _read(values: Mapping[bytes, bytes]) -> list[DeploymentRecord]:
+    records = []
+    for name, value in values.items():
+        try:
+            records.append(DeploymentRecord.FromString(value))
+        except DecodeError:
+            log.warning("deployment record can't be read", deployment=name.decode(errors="replace"))
+    return records
+
+
 def _contents(records: Mapping[str, DeploymentRecord]) -> dict[str, bytes]:
-    contents = {}
-    for name, record in records.items():
-        timeless = DeploymentRecord()
-        timeless.CopyFrom(record)
-        timeless.ClearField("publish_time")
-        contents[name] = timeless.SerializeToString(deterministic=True)
-    return contents
+    return {name: _content(record) for name, record in records.items()}
+
+
+def _content(record: DeploymentRecord) -> bytes:
+    timeless = DeploymentRecord()
+    timeless.CopyFrom(record)
+    timeless.ClearField("publish_time")
+    return timeless.SerializeToString(deterministic=True)

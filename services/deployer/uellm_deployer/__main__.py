@@ -34,7 +34,9 @@ from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
+from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment, Removal
+from uellm_deployer.app.rollback import RollbackDeployment
 from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.app.upkeep import upkeep
 from uellm_deployer.config import DeployerSettings
@@ -66,7 +68,10 @@ def build(
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
     delete = DeleteDeployment(book, operations, removal)
     traffic = SetTraffic(book, operations, publisher)
-    return Application(book, operations, keeper, DeployerServicer(book, planning, create, delete, traffic, endpoint))
+    rollback = RollbackDeployment(book, operations, create)
+    reconcile = Reconcile(book, operations, keeper, repository, server, publisher)
+    servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
+    return Application(book, operations, keeper, servicer)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:

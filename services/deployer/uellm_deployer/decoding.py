@@ -69,6 +69,14 @@ def traffic(message: deployer_pb2.SetTrafficRequest) -> tuple[str, dict[str, flo
     return message.model, dict(message.shares)
 
 
+def model(name: str) -> str:
+    """The name of a model; InvalidArgumentError if it is none."""
+    violations = Violations()
+    violations.model_identifier("model", name)
+    violations.raise_if_any()
+    return name
+
+
 def request(message: Message, request_id: str) -> Request:
     """The identity of a request that may come twice; InvalidArgumentError if its id is no UUID4."""
     violations = Violations()

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from uellm.v1 import deployer_pb2, query_pb2, stream_pb2
+from uellm_deployer.app.reconcile import Drift
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
@@ -144,6 +145,11 @@ def deployment_message(deployment: Deployment, triton_endpoint: str) -> deployer
     if deployment.state in (State.READY, State.DRAINING):
         message.record.CopyFrom(record_message(deployment, triton_endpoint))
     return message
+
+
+def drift_message(drift: Drift) -> deployer_pb2.Drift:
+    """A difference."""
+    return deployer_pb2.Drift(subject=drift.subject, difference=drift.difference, repair=drift.repair)
 
 
 def progress_message(operation: Operation) -> deployer_pb2.DeploymentProgress:

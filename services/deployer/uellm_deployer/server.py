@@ -16,7 +16,9 @@ from uellm_deployer import decoding, encoding
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.creation import CreateDeployment
 from uellm_deployer.app.planning import Planning
+from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment
+from uellm_deployer.app.rollback import RollbackDeployment
 from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.domain.deployment import Operation
 
@@ -35,6 +37,8 @@ class DeployerServicer(DeployerServiceServicer):
         create: CreateDeployment,
         delete: DeleteDeployment,
         traffic: SetTraffic,
+        rollback: RollbackDeployment,
+        reconcile: Reconcile,
         triton_endpoint: str,
     ) -> None:
         self._book = book
@@ -42,6 +46,8 @@ class DeployerServicer(DeployerServiceServicer):
         self._create = create
         self._delete = delete
         self._traffic = traffic
+        self._rollback = rollback
+        self._reconcile = reconcile
         self._endpoint = triton_endpoint
 
     async def GetTopology(
@@ -127,6 +133,15 @@ class DeployerServicer(DeployerServiceServicer):
             deployments=[encoding.deployment_message(one, self._endpoint) for one in changed]
         )
 
+    async def RollbackDeployment(
+        self,
+        request: deployer_pb2.RollbackDeploymentRequest,
+        context: Any,
+    ) -> OperationMessage:
+        """Begins to return a model to the deployment before the last one."""
+        identity = decoding.request(request, request.request_id)
+        return self._operation(await self._rollback.roll_back(decoding.model(request.model), identity))
+
     async def DeleteDeployment(
         self,
         request: deployer_pb2.DeleteDeploymentRequest,
@@ -140,6 +155,15 @@ class DeployerServicer(DeployerServiceServicer):
             decoding.drain_timeout(request),
         )
         return self._operation(operation)
+
+    async def Reconcile(
+        self,
+        request: deployer_pb2.ReconcileRequest,
+        context: Any,
+    ) -> deployer_pb2.ReconcileResponse:
+        """Compares, and repairs."""
+        drifts = await self._reconcile.run(repair=not request.validate_only)
+        return deployer_pb2.ReconcileResponse(drifts=[encoding.drift_message(one) for one in drifts])
 
     async def GetOperation(
         self,

@@ -65,6 +65,10 @@ class ModelRepository:
         """Whether the entry is installed."""
         return _inside(self.models, name).is_dir()
 
+    def entries(self) -> frozenset[str]:
+        """The entries that are installed. What has no name of this deployer is none."""
+        return frozenset(path.name for path in self.models.iterdir() if is_triton_model(path.name) and path.is_dir())
+
     async def stage(self, entry: RepositoryEntry) -> None:
         """Write an entry beside the repository, down to the disk."""
         await asyncio.to_thread(self._stage, entry)

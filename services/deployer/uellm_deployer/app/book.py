@@ -12,6 +12,8 @@ from uellm_deployer.domain.deployment import Deployment, Operation
 
 KEPT_OPERATIONS = 256
 """Finished operations that are remembered, so that a repeated request is recognised."""
+KEPT_FORMER = 64
+"""Replaced deployments that are remembered, of all models, so that they can come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Book:
         self._closed = False
         self.deployments: dict[str, Deployment] = {}
         self.operations: dict[str, Operation] = {}
+        self.former: dict[str, Deployment] = {}
+        """Those that were replaced and are gone, the last ones, oldest first."""
         for entry in journal.entries():
             self._apply(entry)
 
@@ -92,15 +96,25 @@ class Book:
         return replace(deployment, revision=before.revision + 1 if before else deployment.revision + 1)
 
     def _apply(self, entry: JournalEntry) -> None:
-        fold(self.deployments, self.operations, entry)
+        fold(self.deployments, self.former, self.operations, entry)
 
 
-def fold(deployments: dict[str, Deployment], operations: dict[str, Operation], entry: JournalEntry) -> None:
-    """Make one entry so; forgets the oldest finished operations."""
+def fold(
+    deployments: dict[str, Deployment],
+    former: dict[str, Deployment],
+    operations: dict[str, Operation],
+    entry: JournalEntry,
+) -> None:
+    """Make one entry so; forgets the oldest finished operations and replaced deployments."""
     if entry.deployment is not None:
         deployments[entry.deployment.name] = entry.deployment
     if entry.removed:
-        deployments.pop(entry.removed, None)
+        gone = deployments.pop(entry.removed, None)
+        if gone is not None and gone.replaced_by:
+            former.pop(gone.name, None)
+            former[gone.name] = gone
+            for name in list(former)[:-KEPT_FORMER]:
+                del former[name]
     if entry.operation is not None:
         operations[entry.operation.name] = entry.operation
         finished = [name for name, operation in operations.items() if operation.done]
@@ -111,10 +125,12 @@ def fold(deployments: dict[str, Deployment], operations: dict[str, Operation], e
 def compacted(entries: Iterable[JournalEntry]) -> list[JournalEntry]:
     """The shortest journal with the same content."""
     deployments: dict[str, Deployment] = {}
+    former: dict[str, Deployment] = {}
     operations: dict[str, Operation] = {}
     for entry in entries:
-        fold(deployments, operations, entry)
+        fold(deployments, former, operations, entry)
     return [
+        *(JournalEntry(deployment=deployment, removed=deployment.name) for deployment in former.values()),
         *(JournalEntry(deployment=deployment) for deployment in deployments.values()),
         *(JournalEntry(operation=operation) for operation in operations.values()),
     ]

@@ -185,7 +185,7 @@ class CreateDeployment:
         """The new one serves: what fails now is left to the keeper, which finishes removals."""
         for old in self._predecessors(deployment.plan.spec, besides=deployment.name):
             try:
-                await self._removal.remove(progress, old)
+                await self._removal.remove(progress, old, replaced_by=deployment.name)
             except UellmError as error:
                 log.warning("old deployment not removed yet", deployment=old.name, error=error.message)
             self._removal.aside.discard(old.name)

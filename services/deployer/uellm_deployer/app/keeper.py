@@ -53,14 +53,14 @@ class Keeper:
 
     async def repair(self) -> None:
         """Finish or undo what was left half done, and load what Triton has lost. UnavailableError: not possible now."""
-        if await self._amiss():
+        if await self.amiss():
             async with self._operations.changing:
-                for deployment in await self._amiss():
-                    await self._mend(deployment)
+                for deployment in await self.amiss():
+                    await self.mend(deployment)
         await self._close_operations()
         self.settled = True
 
-    async def _amiss(self) -> list[Deployment]:
+    async def amiss(self) -> list[Deployment]:
         """Deployments that no operation takes care of and that are not as the journal wants them."""
         loaded = await self._server.ready_models()
         return [
@@ -72,7 +72,8 @@ class Keeper:
             and not (deployment.state is State.READY and deployment.plan.triton_model in loaded)
         ]
 
-    async def _mend(self, deployment: Deployment) -> None:
+    async def mend(self, deployment: Deployment) -> None:
+        """Bring one of them in line."""
         if deployment.state is State.CREATING:
             await self._undo(deployment)
         elif deployment.state is State.READY:
@@ -96,9 +97,7 @@ class Keeper:
         log.info("loading what Triton has lost", deployment=deployment.name)
         plan = deployment.plan
         try:
-            if not self._repository.contains(plan.triton_model):
-                await self._repository.stage(self._renderer.render(plan))
-                await self._repository.install(plan.triton_model)
+            await self.write_entry(deployment)
             await self._repository.touch(plan.triton_model)
             await self._server.load(plan.triton_model)
             await self._server.verify(plan.triton_model, plan.plan_hash)
@@ -106,6 +105,12 @@ class Keeper:
             await self._give_up(deployment, error)
         else:
             await self._publisher.publish(deployment)
+
+    async def write_entry(self, deployment: Deployment) -> None:
+        """Its repository entry, if it is not there."""
+        if not self._repository.contains(deployment.plan.triton_model):
+            await self._repository.stage(self._renderer.render(deployment.plan))
+            await self._repository.install(deployment.plan.triton_model)
 
     async def _give_up(self, deployment: Deployment, error: UellmError) -> None:
         log.error("deployment can't be loaded again", deployment=deployment.name, error=error.message)

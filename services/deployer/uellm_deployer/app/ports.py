@@ -104,6 +104,9 @@ class Repository(Protocol):
     def contains(self, name: str) -> bool:
         """Whether the entry is installed."""
 
+    def entries(self) -> frozenset[str]:
+        """The entries that are installed."""
+
 
 class ModelServer(Protocol):
     """Triton. All methods raise UnavailableError if it cannot be reached."""
@@ -132,6 +135,9 @@ class Publisher(Protocol):
 
     async def withdraw(self, name: str) -> None:
         """Remove the record of a deployment."""
+
+    async def differing(self, wanted: Sequence[Deployment]) -> Mapping[str, str]:
+        """By resource name, in words: what is published of this Triton that is not wanted, or otherwise."""
 
     async def drained(self, deployment: Deployment) -> bool:
         """Whether the scheduler knows that it is DRAINING, and has nothing in flight on it."""

@@ -31,9 +31,11 @@ class Removal:
         self.aside: set[str] = set()
         """Deployments that are READY in the journal but make way for another just now."""
 
-    async def remove(self, progress: Progress, deployment: Deployment, drain_timeout: float | None = None) -> str:
+    async def remove(
+        self, progress: Progress, deployment: Deployment, drain_timeout: float | None = None, replaced_by: str = ""
+    ) -> str:
         """The whole way; returns what is to be said of it."""
-        drained = True
+        drained, deployment = True, replace(deployment, replaced_by=replaced_by)
         if deployment.state is not State.FAILED:
             deployment = replace(deployment, state=State.DRAINING)
             await progress.at(Stage.DRAIN, f"waiting for what is in flight on {deployment.name}", deployment)

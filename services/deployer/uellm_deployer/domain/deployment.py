@@ -73,6 +73,8 @@ class Deployment:
     """Of a decode step with one row; 0: not measured."""
     traffic_share: float = 1.0
     """Of the traffic of its queue, 0 to 1."""
+    replaced_by: str = ""
+    """Resource name of the deployment that took over from it, once one has."""
     measured_kv_budget_bytes: int = 0
     """What the engine's cache really holds; 0: the engine does not allocate it beforehand."""
 

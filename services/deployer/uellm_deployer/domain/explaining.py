@@ -28,7 +28,7 @@ def explain(
         f"{placement.objective_seconds:.4g} s for a step of {spec.max_batch_rows} rows half way through their context"
     )
     alone = f"{plan.output_token_seconds:.4g} s per output token alone ({plan.step_time.source})"
-    parts = [f"{spec.model} on {where} in {spec.dtype}", f"{step}, {alone}"]
+    parts = [f"{spec.model} in {spec.dtype} on {where}", f"{step}, {alone}"]
     if len(copy.stages) > 1:
         parts.append(f"bounded by {copy.bottleneck}, {copy.bottleneck_seconds:.4g} s of it")
     same = [device for device in devices if device.kind is sizing.kind]
