@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Sequence
 
 from uellm.rpc.errors import ResourceExhaustedError
@@ -50,12 +51,14 @@ class Planning:
         shape = await self._library.shape(spec.weights_path)
         if weights_needed and not shape.has_weights:
             raise refusal(f"{spec.weights_path} has a config, but no model.safetensors or model.safetensors.index.json")
-        return self._planner.place(spec, shape, machine or await self._available(list(leaving)))
+        topology = machine or await self._available(list(leaving))
+        # In a thread: a search may take seconds, in which others are to be answered.
+        return await asyncio.to_thread(self._planner.place, spec, shape, topology)
 
     async def what_if(self, spec: DeploymentSpec, machine: Topology | None = None) -> tuple[str, ...]:
         """In words: what one more device of each sort, or faster links, would give. Errors as of `plan`."""
         shape = await self._library.shape(spec.weights_path)
-        return self._planner.what_if(spec, shape, machine or await self._available([]))
+        return await asyncio.to_thread(self._planner.what_if, spec, shape, machine or await self._available([]))
 
     async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:
         """Check once more that the plan fits, beside what is loaded; ResourceExhaustedError with the numbers.
