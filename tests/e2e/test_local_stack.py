@@ -86,7 +86,7 @@ def test_a_prediction_has_no_side_effect(stack: LocalUp, client: Client) -> None
 def test_status_shows_parts_deployment_and_queue(stack: LocalUp) -> None:
     ran = stack.run("status")
     assert ran.returncode == 0, ran.stderr
-    for word in ("profiler", "scheduler", "deployer", "triton", "redis", "smollm2-135m", "ready", "slo-odbs"):
+    for word in ("profiler", "scheduler", "deployer", "triton", "redis", "smollm2-135m", "ready", "policy uellm"):
         assert word in ran.stdout
     assert "starting again" not in ran.stdout
 

@@ -61,7 +61,7 @@ def up(
             help="Ports: the services here and at the next two, Redis and Triton ten further on; 0: free ones.",
         ),
     ] = DEFAULT_BASE,
-    policy: Policy = "slo-odbs",
+    policy: Policy = "uellm",
     weights: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of another model, safetensors. Needs --model."),

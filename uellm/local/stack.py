@@ -55,7 +55,7 @@ class StackOptions:
     state: Path
     ports: Ports
     spec: DeploymentSpec
-    policy: str = "slo-odbs"
+    policy: str = "uellm"
     predictor: PredictorKind = DEFAULT_PREDICTOR
 
 

@@ -21,7 +21,7 @@ class SchedulerSettings(ServiceSettings):
 
     listen: str = Field(default="127.0.0.1:50052", min_length=1, examples=["127.0.0.1:50052"])
     """Address of the gRPC server, host:port. Port 0 takes a free one."""
-    policy: str = Field(default="slo-odbs", examples=["slo-odbs"])
+    policy: str = Field(default="uellm", examples=["uellm"])
     """Batching policy, until another one is chosen for a queue (docs/policies.md)."""
     replica: str = Field(default_factory=_replica, min_length=1, max_length=128, examples=["scheduler-0"])
     """Name of this replica, different from every other's. Default: host name and process id."""

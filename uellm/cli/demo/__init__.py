@@ -24,7 +24,7 @@ from uellm.local.state import NotRunningError, StackInfo, StateFolder
 from uellm.local.supervise import StackError
 
 INTERRUPTED = 130
-DEFAULT_POLICY = "slo-odbs"
+DEFAULT_POLICY = "uellm"
 
 
 @dataclass(frozen=True, slots=True)
