@@ -59,7 +59,7 @@ class Asked:
             model=self.model or _model_name(weights),
             weights_path=str(weights),
             backend=self.backend,
-            objective=chosen,
+            objective=_OBJECTIVE + self.objective.upper(),
             max_batch_rows=self.rows,
             context_tokens=self.context,
             dtype=self.dtype,
