@@ -29,6 +29,7 @@ from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Topology
 from uellm_deployer.encoding import record_message
+from uellm_deployer.server import DeployerServicer
 
 from uellm.rpc.errors import FailedPreconditionError
 
@@ -247,6 +248,11 @@ class DeployerWorld:
         operation = await beginning
         await asyncio.gather(*self.operations._tasks, return_exceptions=True)
         return self.book.operation(operation.name)
+
+    def servicer(self) -> DeployerServicer:
+        """What answers calls."""
+        parts = (self.creation, self.deletion, self.traffic, self.rollback, self.reconcile)
+        return DeployerServicer(self.book, self.planning, *parts, "t:1")
 
     def restarted(self) -> DeployerWorld:
         """Kill this process and start another."""

@@ -206,7 +206,7 @@ async def test_names_and_plans_are_deployed_once(world):
 # Taking over.
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", [Strategy.BLUE_GREEN, Strategy.RECREATE])
 async def test_deployments_of_other_shards_of_the_queue_stay(world, strategy):
     await world.create("one")
     for name, rows in (("two", 8), ("three", 4)):
@@ -217,7 +217,7 @@ async def test_deployments_of_other_shards_of_the_queue_stay(world, strategy):
     assert record_message(ready["deployments/three"], "host:1").queue_shard == 1
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", [Strategy.BLUE_GREEN, Strategy.RECREATE])
 async def test_a_new_deployment_takes_over(world, strategy):
     await world.create("other", model="other")
     await world.create()
@@ -232,7 +232,7 @@ async def test_a_new_deployment_takes_over(world, strategy):
     assert in_order[0] == (ready if strategy is Strategy.BLUE_GREEN else draining)
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", [Strategy.BLUE_GREEN, Strategy.RECREATE])
 @pytest.mark.parametrize("step", ["stage", "load", "verify", "publish late"])
 async def test_the_old_deployment_serves_on_if_the_new_one_fails(world, strategy, step):
     await world.create()

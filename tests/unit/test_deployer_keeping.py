@@ -11,7 +11,6 @@ from uellm_deployer.app.creation import Creation
 from uellm_deployer.app.operations import Request
 from uellm_deployer.app.unit_of_work import UnitOfWork
 from uellm_deployer.domain.deployment import Stage, State
-from uellm_deployer.server import DeployerServicer
 
 from tests.support.deployer import DeployerWorld, a_spec
 from uellm.rpc.errors import (
@@ -215,7 +214,7 @@ async def test_watch_shows_every_step_and_ends_with_the_deployment(world):
 async def test_pages(world):
     for number in (2, 0, 1):
         await world.create(f"p{number}", model=f"m{number}")
-    servicer = DeployerServicer(world.book, world.planning, world.creation, world.deletion, "t:1")
+    servicer = world.servicer()
 
     async def page(**request) -> tuple[list[str], str]:
         response = await servicer.ListDeployments(pb.ListDeploymentsRequest(**request), None)

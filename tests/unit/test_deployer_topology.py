@@ -33,13 +33,27 @@ def test_a_topology_there_and_back():
 
 def test_rates_of_a_described_machine_are_numbers():
     device = pb.Device(id="a", kind="gpu", flops_per_second=float("nan"), memory_bandwidth_bytes_per_second=-1)
-    link = pb.Link(device_a="a", device_b="a", bandwidth_bytes_per_second=float("inf"))
+    other = pb.Device(id="b", kind="gpu")
+    link = pb.Link(device_a="a", device_b="b", bandwidth_bytes_per_second=float("inf"))
     with pytest.raises(InvalidArgumentError) as refused:
-        decoding.topology(pb.Topology(devices=[device], links=[link]))
+        decoding.topology(pb.Topology(devices=[device, other], links=[link]))
     assert [violation.field for violation in refused.value.violations] == [
         "topology.devices[0].memory_bandwidth_bytes_per_second",
         "topology.devices[0].flops_per_second",
         "topology.links[0].bandwidth_bytes_per_second",
+    ]
+
+
+def test_two_devices_have_one_link_and_none_has_one_to_itself():
+    devices = [pb.Device(id=name, kind="gpu") for name in "abc"]
+    pairs = [("a", "b"), ("b", "a"), ("c", "c"), ("a", "c"), ("a", "d")]
+    links = [pb.Link(device_a=a, device_b=b, bandwidth_bytes_per_second=1e9) for a, b in pairs]
+    with pytest.raises(InvalidArgumentError) as refused:
+        decoding.topology(pb.Topology(devices=devices, links=links))
+    assert [violation.field for violation in refused.value.violations] == [
+        "topology.links[1]",
+        "topology.links[2]",
+        "topology.links[4]",
     ]
 
 

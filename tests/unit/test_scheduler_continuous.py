@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from uellm_scheduler.app.batches import Batch, Engine, Row
 from uellm_scheduler.domain.candidates import PATIENCE
 from uellm_scheduler.domain.kv_odds import CachedRows, PagedCache
-from uellm_scheduler.domain.odds import LEVELS, NODE_MASSES, POINTS, TAIL, length_nodes, length_points
+from uellm_scheduler.domain.odds import LEVELS, NODE_MASSES, POINTS, TAIL, expected_tokens, length_nodes, length_points
 from uellm_scheduler.domain.pending import PendingTable
 from uellm_scheduler.domain.pending_query import NEVER
 from uellm_scheduler.domain.policy import Decision, EngineView, QueueView, RunningRow
@@ -134,6 +134,16 @@ class TestWhoJoins:
 
 
 lengths = st.tuples(st.floats(10, 400), st.floats(0.1, 1.2), st.sampled_from([64, 512, 2048]))
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.floats(1, 500), min_size=POINTS, max_size=POINTS), st.integers(0, 600)), max_size=9)
+)
+def test_what_is_still_to_come_is_the_same_of_one_row_and_of_many(rows: list[tuple[list[float], int]]) -> None:
+    views = [RunningRow(7, made, tuple(sorted(lengths)), 900) for lengths, made in rows]
+    points = np.array([view.length_points for view in views], float).reshape(-1, POINTS)
+    delivered = np.array([view.delivered_tokens for view in views], float)
+    assert expected_tokens(points, delivered) == pytest.approx([max(1.0, view.expected_tokens) for view in views])
 
 
 class TestCache:

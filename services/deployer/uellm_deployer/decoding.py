@@ -112,10 +112,10 @@ def topology(message: deployer_pb2.Topology) -> Topology:
             violations.finite(f"topology.devices[{index}].{rate}", getattr(device, rate), 0, MAX_RATE)
     pairs: set[frozenset[str]] = set()
     for index, link in enumerate(message.links):
-        if not {link.device_a, link.device_b} <= set(ids):
-            violations.add(f"topology.links[{index}]", "must be between devices of the topology")
         pair = frozenset((link.device_a, link.device_b))
-        if len(pair) < 2 or pair in pairs:
+        if not pair <= set(ids):
+            violations.add(f"topology.links[{index}]", "must be between devices of the topology")
+        elif len(pair) < 2 or pair in pairs:
             violations.add(f"topology.links[{index}]", "must be the only one between two devices that differ")
         pairs.add(pair)
         field = f"topology.links[{index}].bandwidth_bytes_per_second"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .candidates import Rows, look_at
 from .filling import fitting
-from .odds import Floats, share_within
+from .odds import POINTS, Floats, expected_tokens, share_within
 from .pending_query import NEVER
 from .policy import EngineView, QueueView
 
@@ -58,13 +58,17 @@ class Running:
         """What runs there."""
         rows = engine.rows
         due = np.array([row.deadline_ms for row in rows], np.int64)
+        points = np.array([row.length_points for row in rows], np.float64).reshape(-1, POINTS)
+        numbers = [(row.prompt_tokens, row.delivered_tokens, row.limit_tokens) for row in rows]
+        prompts, delivered, limits = np.array(numbers, np.float64).reshape(-1, 3).T
+        tokens = float(expected_tokens(points, delivered).sum())
         return cls(
             left=np.where(due == NEVER, np.inf, (due - now_ms) / 1000.0),
-            points=np.array([row.length_points for row in rows], np.float64),
-            delivered=np.array([row.delivered_tokens for row in rows], np.float64),
-            limits=np.array([row.limit_tokens for row in rows], np.float64),
-            tokens=(expected := sum(row.expected_tokens for row in rows)),
-            context_tokens=expected / 2 + sum(row.prompt_tokens + row.delivered_tokens for row in rows),
+            points=points,
+            delivered=delivered,
+            limits=limits,
+            tokens=tokens,
+            context_tokens=tokens / 2 + float((prompts + delivered).sum()),
             reserved=int((due == NEVER).sum()),
         )
 

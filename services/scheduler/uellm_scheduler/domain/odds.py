@@ -69,6 +69,14 @@ def mean_points(points: NDArray[np.float32] | Floats) -> Floats:
     return np.asarray(np.einsum("np->n", points) / POINTS, np.float64)
 
 
+def expected_tokens(points: Floats, delivered: Floats) -> Floats:
+    """Mean of what is still to come of each row, at least 1; shape [n], of points of shape [n, POINTS]."""
+    left = points - delivered[:, None]
+    coming = left > 0
+    mean = np.where(coming, left, 0.0).sum(axis=1) / coming.sum(axis=1).clip(min=1)
+    return np.asarray(np.maximum(mean, 1.0))
+
+
 def share_within(points: Floats, tokens: Floats) -> Floats:
     """Probability that each length is at most so many tokens; between two points evenly.
 
