@@ -112,7 +112,7 @@ def test_ctrl_c_while_generating_cancels_the_query(stack: LocalUp, client: Clien
     assert process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said.decode()
     name = said.decode().split()[-1]
     assert client.outcome(name).state == QUERY_STATE_CANCELLED
 

@@ -1,7 +1,8 @@
 """Ctrl-C that is not lost.
 
 The exception that it raises is dropped, with a note on stderr at most, where it strikes inside a finaliser or a
-callback of a library; so it is noted as well, and looked for now and then.
+callback of a library, and may become another one where it strikes inside a call; so it is noted as well, looked for now
+and then, and raised instead of what it became.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ class Interrupts:
         self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         signal.signal(signal.SIGINT, self._before)
+        if self._noted and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if there was one, also where it was lost."""
