@@ -36,12 +36,16 @@ def test_an_interrupt_strikes_at_once_and_the_handler_before_is_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def call_that_is_interrupted() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RuntimeError("the call was cancelled") from None
+
+
 def test_what_an_interrupt_became_is_an_interrupt() -> None:
     with pytest.raises(KeyboardInterrupt) as caught, Interrupts():
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise RuntimeError("the call was cancelled") from None
+        call_that_is_interrupted()
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(RuntimeError, match="of its own"), Interrupts():
         raise RuntimeError("of its own")
