@@ -33,7 +33,7 @@ class RollbackDeployment:
         return await self._create.create(Creation("" if taken else name, former.plan.spec), request)
 
     def _replaced_by_what_serves(self, model: str) -> Deployment:
-        """What was replaced last by a deployment that serves the model now."""
+        """What one that serves the model now replaced last; of several at once, what had most of the traffic."""
         serving = {
             one.name
             for one in self._book.deployments.values()
@@ -48,4 +48,5 @@ class RollbackDeployment:
                 f"{', '.join(sorted(serving))} replaced nothing that is remembered: create what is wanted instead",
                 reason="NOTHING_TO_RETURN_TO",
             )
-        return replaced[-1]
+        together = [one for one in replaced if one.replaced_by == replaced[-1].replaced_by]
+        return max(together, key=lambda one: one.traffic_share)
