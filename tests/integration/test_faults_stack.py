@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.support.faults import PARENT, FaultyStack, OtherRedis, faulty_stack, find_redis_7
+from tests.support.faults import PARENT, FaultyStack, faulty_stack, find_redis_7
 from tests.support.stack import until
 from tests.support.traffic import Traffic, run_through, traffic
 from uellm.local.process import free_port
@@ -79,7 +79,7 @@ async def test_a_fault_on_redis_7(tmp_path_factory: pytest.TempPathFactory) -> N
     if binary is None:
         pytest.skip("no redis-server 7 on this machine")
     folder = tmp_path_factory.mktemp("faults-7")
-    with faulty_stack(folder, OtherRedis(folder / "redis", free_port(), binary)) as stack:
+    with faulty_stack(folder, EmbeddedRedis(folder / "redis", free_port(), binary)) as stack:
         await run_through(stack, stack.kill_redis)
 
 

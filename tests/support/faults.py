@@ -22,7 +22,7 @@ from tests.support.stack import MODEL, TRITON_MODEL, until
 from tests.support.tiny_model import make_tiny_model
 from tests.support.triton import load, write_static_engine
 from uellm.local.process import ManagedProcess, free_port
-from uellm.local.redis import EmbeddedRedis, redis_command
+from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import EmbeddedTriton, TritonOptions
 from uellm.messaging.connection import RedisClient, connect
 from uellm.messaging.keys import ModelKeys
@@ -31,21 +31,6 @@ LEASE_SECONDS = 1.0
 PARENT = f"tenants/t/models/{MODEL}"
 KEYS = ModelKeys(MODEL)
 RESTART_SECONDS = 60.0
-
-
-class OtherRedis(EmbeddedRedis):
-    """The same server with another binary."""
-
-    def __init__(self, data: Path, port: int, binary: str) -> None:
-        super().__init__(data, port)
-        self._binary = binary
-
-    @property
-    def process(self) -> ManagedProcess:
-        if self._process is None:
-            argv = [self._binary, *redis_command(self.data, self.port)[1:]]
-            self._process = ManagedProcess("Redis", argv, log=self.data / "redis.log", ready=self._is_ready)
-        return self._process
 
 
 def find_redis_7() -> str | None:

