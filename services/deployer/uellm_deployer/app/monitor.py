@@ -41,6 +41,11 @@ class _Watched:
     load: Load | None = None
     outgrown: bool = False
 
+    def forget_before(self, time: float) -> None:
+        """All looks but the last one before that time, and that too if there is none after it."""
+        while self.looks and self.looks[-1 if len(self.looks) == 1 else 1].time <= time:
+            self.looks.popleft()
+
 
 @dataclass(slots=True)
 class _Case:
@@ -113,9 +118,8 @@ class Monitor:
             watched[queue] = one = before if before is not None and before.serving == who else _Watched(who)
             if queue in found:
                 one.looks.append(Look(now, found[queue].waiting, found[queue].work_seconds))
-            while len(one.looks) > 1 and one.looks[1].time <= now - self._window:
-                one.looks.popleft()
-            one.load = load_of(one.looks, sum(it.plan.spec.max_batch_rows for it in taking), self._window)
+            one.forget_before(now - self._window)
+            one.load = load_of(list(one.looks), sum(it.plan.spec.max_batch_rows for it in taking), self._window)
             one.outgrown = one.load is not None and one.load.outgrown(before=one.outgrown)
         self._queues = watched
 

@@ -15,6 +15,8 @@ WORTH = 1.25
 """Times the present rate from which on a change is recommended: 20 % less time for a token."""
 STILL_WORTH = 1.1
 """Times the present rate down to which a recommendation stands, and by which another one must beat it."""
+SET_RIGHT = 0.99
+"""Share of the wanted rate that counts as all of it."""
 HEADROOM = 0.9
 """Share of its capacity that a plan is to be loaded with at most."""
 
@@ -71,6 +73,10 @@ class Situation:
             wanted = max(wanted, max(1.0, self.load.offered or 0.0) * self.rate / HEADROOM)
         return wanted
 
+    def set_right_by(self, candidate: Candidate) -> bool:
+        """Whether nothing would be amiss any more."""
+        return candidate.rate >= SET_RIGHT * self.wanted_rate
+
 
 def choose(
     situation: Situation, candidates: Sequence[Candidate], standing: Candidate | None = None
@@ -84,7 +90,7 @@ def choose(
     better = [one for one in candidates if one.rate >= worth * situation.rate]
     if not better:
         return None
-    right = [one for one in better if one.rate >= situation.wanted_rate]
+    right = [one for one in better if situation.set_right_by(one)]
     best = min(right, key=_price) if right else max(better, key=lambda one: (one.rate, [-key for key in _price(one)]))
     if standing is not None:
         same = next((one for one in better if one.same_change(standing)), None)

@@ -40,8 +40,8 @@ def recommend(situation: Situation, chosen: Candidate, beside: Iterable[str] = (
         f"objective {spec.objective.value}" * (spec.objective is not own.objective),
         *(f"beside {name}" for name in sorted(beside)),
     ]
-    reached = chosen.rate / situation.wanted_rate if situation.wanted_rate else 1.0
-    short = "" if reached >= 1 else f", {reached:.0%} of what would set it right"
+    enough = situation.set_right_by(chosen)
+    short = "" if enough else f", {chosen.rate / situation.wanted_rate:.0%} of what would set it right"
     reason = (
         f"{trouble(situation)}. Better, if devices that were not measured do what they say: "
         f"{', '.join(filter(None, what))}: {chosen.step_seconds:.3g} s a step, {chosen.rate:,.3g} tokens/s of full "
