@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from uellm_deployer.app.advising import Adviser
 from uellm_deployer.app.monitor import Monitor
-from uellm_deployer.app.signals import DeploymentStatus, DeviceUsage, QueueStatus
+from uellm_deployer.app.signals import DeploymentStatus, DeviceUsage, Feedback, QueueStatus
 from uellm_deployer.domain.deployment import Deployment
 from uellm_deployer.domain.performance import Measurement, Performance, reference_point
 from uellm_deployer.domain.plan import StepTime
@@ -72,12 +72,14 @@ class ShownGauges:
 class MonitorWorld:
     """A deployer that is watched."""
 
-    def __init__(self, world: DeployerWorld) -> None:
+    def __init__(self, world: DeployerWorld, feedback: Feedback | None = None) -> None:
+        """Without feedback it is set by hand."""
         self.world = world
         self.feedback, self.gauges = SetFeedback(), ShownGauges()
         adviser = Adviser(world.book, world.planning)
+        told = feedback or self.feedback
         self.monitor = Monitor(
-            world.book, world.operations, adviser, self, world.triton, self.feedback, self.gauges, world.clock, WINDOW
+            world.book, world.operations, adviser, self, world.triton, told, self.gauges, world.clock, WINDOW
         )
 
     async def usage(self) -> Sequence[DeviceUsage]:

@@ -111,7 +111,7 @@ async def test_without_another_device_it_is_a_warning_in_words(watched, capsys):
     assert watched.gauges.deployments[0].troubles == {Cause.STEP_TIME}
     lines = [line for line in capsys.readouterr().out.splitlines() if "off its plan" in line]
     assert len(lines) == 1, "said once"
-    assert "serves 1 times as much" in lines[0]
+    assert "it is where it should be, on gpu0" in lines[0]
 
 
 async def test_a_device_that_another_deployment_found_slow_is_not_where_to_go(watched):

@@ -55,9 +55,12 @@ def nothing_better(situation: Situation, candidates: Sequence[Candidate], obstac
     parts = [trouble(situation), "no plan is better by enough"]
     if candidates:
         best = max(candidates, key=lambda one: one.rate)
+        gain = best.rate / situation.rate
+        what = f"{best.plan.spec.max_batch_rows} rows on {_where(best.plan)}"
         parts.append(
-            f"the best, {best.plan.spec.max_batch_rows} rows on {_where(best.plan)}, serves "
-            f"{best.rate / situation.rate:.3g} times as much, and {WORTH:g} are worth a change"
+            f"the best other one, {what}, would serve {gain:.3g} times as much, and {WORTH:g} is worth a change"
+            if gain > 1
+            else f"it is where it should be, on {_where(situation.performance.plan)}: elsewhere is no room or no gain"
         )
     return "; ".join([*parts, *obstacles])
 
