@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from uellm_deployer.domain.advice import HEADROOM, STILL_WORTH, WORTH, Candidate, Cause, Situation, choose
 from uellm_deployer.domain.deployment import Deployment, State, Strategy
@@ -28,6 +28,8 @@ from tests.support.monitoring import measured
 
 TRIAL = 0.02
 
+untimed = settings(deadline=None)
+
 
 def plan_on(*devices: str, **spec: object) -> DeploymentPlan:
     return HelrPlanner().place(a_spec(dtype="float32", **spec), SHAPE, machine(*map(gpu, devices))).plan
@@ -49,17 +51,20 @@ def performance(factor: float, device: str = "gpu0", **measurement: object) -> P
 # --- off the plan ---
 
 
+@untimed
 @given(st.floats(0.2, ON_PLAN), st.booleans(), st.integers(0, 500))
 def test_while_the_prediction_holds_nothing_is_off(factor, before, batches):
     assert not performance(0.999 * factor, batches=batches).off_plan(before=before)
 
 
+@untimed
 @given(st.floats(0.2, 20), st.floats(1, 5), st.booleans(), st.floats(0.5, 1))
 def test_more_deviation_never_ends_it(factor, more, before, sure):
     if performance(factor, sure=sure).off_plan(before=before):
         assert performance(factor * more, sure=sure).off_plan(before=before)
 
 
+@untimed
 @given(st.lists(st.floats(ON_PLAN + 0.01, OFF_PLAN - 0.01), min_size=1, max_size=20), st.booleans())
 def test_between_the_limits_it_stays_what_it_was(factors, before):
     state = before
@@ -98,6 +103,7 @@ def test_what_is_laid_to_the_device_and_what_to_the_engine():
     assert Performance(deployed(trial=0), measured(deployed(trial=0), 3)).device_slowness == pytest.approx(3)
 
 
+@untimed
 @given(st.floats(0.2, 20), st.floats(1, 20))
 def test_the_same_place_is_expected_to_be_as_it_was_measured(factor, slow):
     """And another device to be as planned, with what the framework took in the trial, as slow as it is known to be."""
@@ -129,6 +135,7 @@ def looks(offered: float, waiting: int = 20, seconds: int = 400, begin: float = 
     return [Look(at, waiting, max(0.0, begin + at * (offered - 1))) for at in range(0, seconds, 5)]
 
 
+@untimed
 @given(st.floats(0.7, 4))
 def test_the_slope_of_the_work_is_the_offered_load(offered):
     load = load_of(looks(offered, begin=1000), 8, 300)
@@ -136,6 +143,7 @@ def test_the_slope_of_the_work_is_the_offered_load(offered):
     assert load.outgrown(before=False) == (load.offered >= 0.95)
 
 
+@untimed
 @given(st.floats(0.7, 4), st.floats(0, 4))
 def test_more_load_never_ends_it(offered, more):
     if load_of(looks(offered, begin=1000), 8, 300).outgrown(before=False):
@@ -181,6 +189,7 @@ def candidate(rate: float, plan: str = "gpu1", devices: int = 1) -> Candidate:
     return Candidate(PLANS[plan], Strategy.BLUE_GREEN, 0.1, rate, devices)
 
 
+@untimed
 @given(st.floats(1.5, 20), st.floats(1, 5), st.lists(st.floats(1, 500), max_size=5))
 def test_more_deviation_never_removes_a_recommendation(factor, more, rates):
     """What the others do does not depend on it; the same place gets slower with it."""
@@ -191,6 +200,7 @@ def test_more_deviation_never_removes_a_recommendation(factor, more, rates):
         assert choose(after, [*candidates, same[1]]) is not None
 
 
+@untimed
 @given(st.lists(st.floats(0.1, 3), max_size=5))
 def test_what_is_chosen_is_worth_it_and_the_best_there_is(gains):
     now = situation()
@@ -204,6 +214,7 @@ def test_what_is_chosen_is_worth_it_and_the_best_there_is(gains):
         assert now.set_right_by(chosen) or chosen.rate == max(one.rate for one in candidates)
 
 
+@untimed
 @given(st.lists(st.floats(1.15, 1.3), min_size=2, max_size=30))
 def test_no_flapping_between_plans_that_are_as_good(gains):
     """Two plans whose rates move by less than what another must be better by: the first that was chosen stays."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from uellm_deployer.adapters.metrics import Metrics
 from uellm_deployer.app.creation import Creation
+from uellm_deployer.app.monitor import ADVICE_IN_WINDOW
 from uellm_deployer.app.operations import Request
 from uellm_deployer.domain.advice import Cause
 from uellm_deployer.domain.deployment import State, Strategy
+from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.recommendation import Recommendation
 
 from tests.support.deployer import CPU, GIB, DeployerWorld, a_spec, gpu, machine
@@ -139,6 +141,26 @@ async def test_load_that_grows_asks_for_more_rows_then_there_is_room(watched):
     await carry_out(watched, found, "two")
     await watched.looks(WINDOW, growth=-0.2, waiting=30)
     assert watched.world.book.recommendations == {}, "the load counts anew"
+
+
+async def test_without_an_owner_the_load_is_not_known_any_more(watched):
+    await watched.looks(WINDOW + 10, growth=0.5, waiting=30)
+    assert recommended(watched) is not None
+    watched.feedback.states.clear()
+    await watched.looks(WINDOW - 10)
+    assert recommended(watched) is not None, "an owner is lost and replaced in less"
+    await watched.looks(20)
+    assert recommended(watched) is None
+
+
+async def test_plans_are_searched_for_a_few_times_a_window_only(watched, monkeypatch):
+    calls, place = [], HelrPlanner.place
+    monkeypatch.setattr(HelrPlanner, "place", lambda *asked: calls.append(asked) or place(*asked))
+    await watched.looks(WINDOW)
+    assert not calls, "nothing is wrong"
+    watched.feedback.factors[ONE] = 3
+    await watched.looks(WINDOW)
+    assert len(calls) == 2 * ADVICE_IN_WINDOW, "the devices, and the plan as it would be made on them"
 
 
 async def test_without_room_for_both_the_gap_is_said(watched):
