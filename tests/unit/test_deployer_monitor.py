@@ -256,6 +256,33 @@ def test_no_recommendation_flaps_whatever_is_measured(tmp_path_factory, factors)
     asyncio.run(run())
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    st.floats(1.6, 6), st.floats(1, 4), st.lists(st.floats(1e11, 6e12), min_size=1, max_size=3), st.floats(0.0005, 0.02)
+)
+def test_more_deviation_never_removes_it_whatever_else_there_is(tmp_path_factory, factor, more, bandwidths, trial):
+    async def run(*factors: float) -> bool:
+        world = DeployerWorld(tmp_path_factory.mktemp("world"))
+        world.machine.topology = machine(
+            gpu("gpu0"), *(gpu(f"gpu{at}", 80, one) for at, one in enumerate(bandwidths, 1))
+        )
+        world.triton.report = replace(world.triton.report, step_seconds=trial)
+        await world.create("one", dtype="float32", device_ids=("gpu0",))
+        one = world.book.deployments[ONE]
+        anywhere = replace(one.plan, spec=replace(one.plan.spec, device_ids=()))
+        world.book.deployments[ONE] = replace(one, plan=anywhere)
+        watched = MonitorWorld(world)
+        for value in factors:
+            watched.feedback.factors[ONE] = value
+            await watched.looks(WINDOW / ADVICE_IN_WINDOW + 10)
+        world.repository.close()
+        return recommended(watched) is not None
+
+    if asyncio.run(run(factor)):
+        assert asyncio.run(run(factor, factor * more))
+        assert asyncio.run(run(factor * more))
+
+
 async def test_the_metrics_have_every_figure(watched):
     watched.feedback.factors[ONE] = 3
     await watched.looks(WINDOW + 10, growth=0.5, waiting=30)

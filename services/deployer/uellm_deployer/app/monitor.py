@@ -43,7 +43,7 @@ class _Watched:
 
     def forget_before(self, time: float) -> None:
         """All looks but the last one before that time, and that too if there is none after it."""
-        while self.looks and self.looks[-1 if len(self.looks) == 1 else 1].time <= time:
+        while self.looks and self.looks[min(1, len(self.looks) - 1)].time <= time:
             self.looks.popleft()
 
 
