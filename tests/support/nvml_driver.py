@@ -64,6 +64,8 @@ class Gpu:
     """MB/s; 0: not supported."""
     migs: list[Mig] | None = None
     """None: not in MIG mode."""
+    busy: int = 0
+    """Percent of the time."""
     lost: bool = False
     unsupported: set[str] = field(default_factory=set)
     """Functions that answer "not supported" of this GPU."""
@@ -114,6 +116,12 @@ class NvmlDriver:
 
     def nvmlDeviceGetMemoryInfo(self, device, memory):
         memory._obj.total, memory._obj.free = device.total, device.free
+        return OK
+
+    def nvmlDeviceGetUtilizationRates(self, device, rates):
+        if isinstance(device, Mig) or device.migs is not None:
+            return NOT_SUPPORTED
+        rates._obj.gpu, rates._obj.memory = device.busy, 0
         return OK
 
     def nvmlDeviceGetPciInfo_v3(self, gpu, info):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,30 @@ def sysfs(root: Path, bus_id: str, **attributes: str) -> None:
     folder.mkdir(parents=True)
     for name, text in attributes.items():
         (folder / name).write_text(text + "\n")
+
+
+async def test_how_the_machine_is_used(monkeypatch, tmp_path):
+    """A MIG device's utilisation is not told; the GPU that it is a part of is no device."""
+    part = Mig("MIG-1", 40 * GIB, 30 * GIB, 3)
+    silent = Gpu("GPU-c", "00000000:0B:00.0", unsupported={"nvmlDeviceGetUtilizationRates"})
+    driver = NvmlDriver(Gpu("GPU-a", A, busy=37, free=GIB), Gpu("GPU-b", B, migs=[part]), silent)
+    install(monkeypatch, driver)
+    *gpus, cpu = await Machine(Nvml.open(tmp_path)).usage()
+    assert [(one.device.id, one.utilisation) for one in gpus] == [("GPU-a", 0.37), ("MIG-1", None), ("GPU-c", None)]
+    assert [one.device.free_memory_bytes for one in gpus] == [GIB, 30 * GIB, 70 * GIB]
+    assert (cpu.device.id, cpu.device.memory_bandwidth) == ("cpu0", 0.0)
+    assert 0 <= cpu.utilisation <= 1
+    assert 0 < cpu.device.free_memory_bytes < cpu.device.memory_bytes
+
+
+async def test_the_processors_utilisation_is_that_since_the_last_look():
+    machine = Machine(None)
+    await machine.usage()
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    (cpu,) = await machine.usage()
+    assert cpu.utilisation > 0.02, "this process alone took a core for the while"
 
 
 def test_two_gpus_over_pcie(read, tmp_path):

@@ -72,6 +72,18 @@ def show_plan(
     plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
 
 
+@deploying.command("watch")
+def watch_deployment(
+    name: Annotated[str, typer.Argument(metavar="DEPLOYMENT", help="Its name.")],
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Show where a deployment stands and what would be better now, after every change, until it is gone or Ctrl-C."""
+    from uellm.cli.watching import watch
+
+    watch(state, name, as_json=as_json)
+
+
 @deploying.command("traffic")
 def set_traffic(
     shares: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from uellm.cli.connect import endpoints_of
-from uellm.cli.output import stdout
+from uellm.cli.output import print_line, stdout
 from uellm.cli.values import seconds_of, show_seconds
+from uellm.cli.watching import recommendation_line, recommended
 from uellm.client import Client
 from uellm.local.state import StackInfo, StateFolder
 from uellm.rpc.errors import UellmError
@@ -34,6 +36,7 @@ def status(state: Path) -> None:
         if deployments:
             stdout.print()
             stdout.print(_deployments(deployments))
+            _print_recommendations(client, deployments)
         stdout.print()
         for model in sorted({one.plan.spec.model for one in deployments} or {info.model}):
             stdout.print(_queue(client, model))
@@ -67,6 +70,13 @@ def _deployments(deployments: Iterable[Deployment]) -> Table:
             ", ".join(devices),
         )
     return table
+
+
+def _print_recommendations(client: Client, deployments: Iterable[Deployment]) -> None:
+    for one in deployments:
+        with contextlib.suppress(UellmError):  # it may be gone since
+            if found := recommended(client, one.name):
+                print_line(stdout, f"{escape(one.name)}{recommendation_line(found)}")
 
 
 def _queue(client: Client, model: str) -> str:

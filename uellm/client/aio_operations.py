@@ -26,6 +26,8 @@ from uellm.v1.deployer_pb2 import (
     SetTrafficRequest,
     SetTrafficResponse,
     Topology,
+    WatchDeploymentRequest,
+    WatchDeploymentResponse,
 )
 from uellm.v1.profiler_pb2 import (
     DescribePredictorRequest,
@@ -176,6 +178,24 @@ class AsyncOperations(AsyncConnection):
         """The deployer's devices, how they are linked, and what memory of theirs is free now."""
         response: GetTopologyResponse = await self._call(self._deployer.GetTopology, GetTopologyRequest())
         return response.topology
+
+    async def watch_deployment(self, name: str) -> AsyncIterator[WatchDeploymentResponse]:
+        """A deployment, by resource name: where it stands and what would be better, now and after every change.
+
+        Ends when it is gone. Raises NotFoundError, UnavailableError if the deployer goes away.
+        """
+        call = self._deployer.WatchDeployment(WatchDeploymentRequest(name=name))
+        try:
+            async for response in call:
+                yield response
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise UnavailableError("the deployer ended the stream") from None
+        finally:
+            call.cancel()
 
     async def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""

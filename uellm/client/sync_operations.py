@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 import grpc
 
@@ -24,6 +24,8 @@ from uellm.v1.deployer_pb2 import (
     SetTrafficRequest,
     SetTrafficResponse,
     Topology,
+    WatchDeploymentRequest,
+    WatchDeploymentResponse,
 )
 from uellm.v1.profiler_pb2 import (
     DescribePredictorRequest,
@@ -167,6 +169,19 @@ class Operations(Connection):
         """The deployer's devices, how they are linked, and what memory of theirs is free now."""
         response: GetTopologyResponse = self._call(self._deployer.GetTopology, GetTopologyRequest())
         return response.topology
+
+    def watch_deployment(self, name: str) -> Generator[WatchDeploymentResponse, None, None]:
+        """A deployment, by resource name: where it stands and what would be better, now and after every change.
+
+        Ends when it is gone. Raises NotFoundError, UnavailableError if the deployer goes away.
+        """
+        call = self._deployer.WatchDeployment(WatchDeploymentRequest(name=name))
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
 
     def deployments(self) -> list[Deployment]:
         """What is deployed, by name."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
+from prometheus_client import REGISTRY
 
 from uellm.messaging.clock import RedisClock
 from uellm.messaging.connection import connect
@@ -19,8 +20,10 @@ from uellm.rpc.logging import configure_logging
 from uellm.rpc.server import run, serve
 from uellm.rpc.settings import load
 from uellm.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from uellm_deployer.adapters.feedback import RedisFeedback
 from uellm_deployer.adapters.journal import FileJournal, JournalError
 from uellm_deployer.adapters.machine import Machine
+from uellm_deployer.adapters.metrics import Metrics
 from uellm_deployer.adapters.model_folder import ModelFolders
 from uellm_deployer.adapters.nvml import Nvml
 from uellm_deployer.adapters.publisher import RedisPublisher
@@ -28,15 +31,18 @@ from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyEr
 from uellm_deployer.adapters.system_clock import SystemClock
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
+from uellm_deployer.app.advising import Adviser
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
 from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.monitor import Monitor
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
 from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.app.rollback import RollbackDeployment
+from uellm_deployer.app.signals import Feedback, Gauges
 from uellm_deployer.app.traffic import SetTraffic
 from uellm_deployer.app.upkeep import upkeep
 from uellm_deployer.config import DeployerSettings
@@ -51,18 +57,26 @@ class Application:
     book: Book
     operations: Operations
     keeper: Keeper
+    monitor: Monitor
     servicer: DeployerServicer
 
 
 def build(
-    settings: DeployerSettings, repository: ModelRepository, server: ModelServer, publisher: Publisher, endpoint: str
+    settings: DeployerSettings,
+    repository: ModelRepository,
+    server: ModelServer,
+    publisher: Publisher,
+    feedback: Feedback,
+    gauges: Gauges,
+    endpoint: str,
 ) -> Application:
-    """Wire the use cases around a repository, a Triton and a publisher."""
+    """Wire the use cases around a repository, a Triton, and what is published and read of the others."""
     book = Book(FileJournal(repository.root / "journal", compacted))
     clock = SystemClock()
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
-    planning = Planning(book, Machine(Nvml.open()), ModelFolders(), HelrPlanner())
+    machine = Machine(Nvml.open())
+    planning = Planning(book, machine, ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
@@ -70,8 +84,10 @@ def build(
     traffic = SetTraffic(book, operations, publisher)
     rollback = RollbackDeployment(book, operations, create)
     reconcile = Reconcile(book, operations, keeper, repository, server, publisher)
+    adviser, window = Adviser(book, planning), settings.monitor_window_seconds
+    monitor = Monitor(book, operations, adviser, machine, server, feedback, gauges, clock, window)
     servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
-    return Application(book, operations, keeper, servicer)
+    return Application(book, operations, keeper, monitor, servicer)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:
@@ -87,7 +103,9 @@ async def serve_deployer(settings: DeployerSettings, repository: ModelRepository
     )
     endpoint = settings.triton_published_endpoint or settings.triton_endpoint
     publisher = RedisPublisher(DeploymentPublisher(redis, clock), endpoint)
-    app = build(settings, repository, triton, publisher, endpoint)
+    metrics = Metrics()
+    REGISTRY.register(metrics)
+    app = build(settings, repository, triton, publisher, RedisFeedback(redis), metrics, endpoint)
     stop = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -97,7 +115,7 @@ async def serve_deployer(settings: DeployerSettings, repository: ModelRepository
             stack.push_async_callback(channel.close, None)
             await stack.enter_async_context(clock.following())
             stack.push_async_callback(app.operations.close)
-            await stack.enter_async_context(upkeep(app.keeper))
+            await stack.enter_async_context(upkeep(app.keeper, app.monitor))
             await stack.enter_async_context(_closing_watches(app.book, stop))
             yield
 

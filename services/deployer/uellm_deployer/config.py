@@ -29,3 +29,5 @@ class DeployerSettings(ServiceSettings):
     """Secret of the same flag. Better set by environment than by flag."""
     load_timeout_seconds: float = Field(default=1800.0, gt=0, examples=[1800])
     """How long Triton may take to load a model, in seconds."""
+    monitor_window_seconds: float = Field(default=300.0, gt=0, examples=[300])
+    """How long a load must outgrow a deployment until another plan is looked for, in seconds."""

@@ -11,8 +11,9 @@ from uellm.cost.memory import ELEMENT_BYTES
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm.rpc.validation import Violations, validate_query
 from uellm.v1 import deployer_pb2, query_pb2
-from uellm_deployer.app.creation import Creation, Strategy
+from uellm_deployer.app.creation import Creation
 from uellm_deployer.app.operations import Request
+from uellm_deployer.domain.deployment import Strategy
 from uellm_deployer.domain.engines import ENGINES
 from uellm_deployer.domain.plan import DeploymentSpec, Generation, Objective
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology

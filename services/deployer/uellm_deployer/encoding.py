@@ -17,6 +17,7 @@ from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
 from uellm_deployer.domain.placement import Placed
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Generation, Stage, StepTime
+from uellm_deployer.domain.recommendation import Recommendation
 from uellm_deployer.domain.topology import Topology
 
 _DOMAIN = "uellm"
@@ -75,6 +76,11 @@ def planned_message(placed: Placed, what_if: Iterable[str]) -> deployer_pb2.Plan
         ],
         what_if=what_if,
     )
+
+
+def recommendation_message(recommendation: Recommendation) -> deployer_pb2.Alternative:
+    """What would be better now, and why."""
+    return deployer_pb2.Alternative(plan=plan_message(recommendation.plan), reason=recommendation.reason)
 
 
 def plan_message(plan: DeploymentPlan) -> deployer_pb2.DeploymentPlan:

@@ -120,6 +120,8 @@ class DeployerServicer(DeployerServiceServicer):
             )
             if standing.operation is not None:
                 response.progress.CopyFrom(encoding.progress_message(standing.operation))
+            if standing.recommendation is not None:
+                response.recommendation.CopyFrom(encoding.recommendation_message(standing.recommendation))
             yield response
 
     async def SetTraffic(

@@ -6,6 +6,7 @@ import functools
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,20 @@ def read_cpu(root: Path = Path("/")) -> Device:
 
     Bandwidth and rate are measured at the first call, which takes some tenths of a second.
     """
+    bandwidth, flops = measured_rates()
+    return replace(cpu_memory(root), memory_bandwidth=bandwidth, flops=flops, numa_node=_numa_node(root))
+
+
+def cpu_memory(root: Path = Path("/")) -> Device:
+    """The same device without its rates, which nothing is measured for."""
     memory = psutil.virtual_memory()
     limit, used = _group_memory(root)
-    total = min(memory.total, limit)
-    bandwidth, flops = measured_rates()
     return Device(
         id="cpu0",
         kind=DeviceKind.CPU,
         model=_model(root),
-        memory_bytes=total,
+        memory_bytes=min(memory.total, limit),
         free_memory_bytes=max(0, min(memory.available, limit - used)),
-        memory_bandwidth=bandwidth,
-        flops=flops,
-        numa_node=_numa_node(root),
     )
 
 

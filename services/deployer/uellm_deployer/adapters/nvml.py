@@ -85,14 +85,24 @@ class Nvml:
 
     def read(self) -> tuple[tuple[Device, ...], tuple[Link, ...]]:
         """The GPUs in PCI order, or the MIG devices of one that is divided, and a link for each pair."""
-        found = (self._gpu(index) for index in range(ask(0, pynvml.nvmlDeviceGetCount)))
-        gpus = [gpu for gpu in found if gpu is not None and gpu.parts]
+        gpus = self._gpus()
         nvlinks = NvLinks({gpu.bus_id: gpu.handle for gpu in gpus})
         links = [link for gpu in gpus for link in _links_within(gpu)]
         for a, b in combinations(gpus, 2):
             link = _link(a, b, nvlinks)
             links += [replace(link, device_a=one.id, device_b=other.id) for one in a.parts for other in b.parts]
         return tuple(device for gpu in gpus for device in gpu.parts), tuple(links)
+
+    def utilisation(self) -> tuple[tuple[Device, float | None], ...]:
+        """The same devices, with the share of the driver's last sample period (1/6 to 1 s) in which each computed.
+
+        None where it does not tell: of MIG devices.
+        """
+        return tuple((part, _utilisation(part, gpu.handle)) for gpu in self._gpus() for part in gpu.parts)
+
+    def _gpus(self) -> list[_Gpu]:
+        found = (self._gpu(index) for index in range(ask(0, pynvml.nvmlDeviceGetCount)))
+        return [gpu for gpu in found if gpu is not None and gpu.parts]
 
     def _gpu(self, index: int) -> _Gpu | None:
         """None if it fell off the bus, or another container has it."""
@@ -157,6 +167,11 @@ def _memory(handle: Any, model: GpuModel | None) -> tuple[int, int]:
     if memory is None:
         return (model.memory_bytes if model else 0), 0
     return int(memory.total), int(memory.free)
+
+
+def _utilisation(device: Device, handle: Any) -> float | None:
+    rates = None if device.parent_id else ask(None, pynvml.nvmlDeviceGetUtilizationRates, handle)
+    return None if rates is None else float(rates.gpu) / 100
 
 
 def _memory_bandwidth(handle: Any) -> float:

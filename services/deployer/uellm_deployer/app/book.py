@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from uellm.rpc.errors import NotFoundError
 from uellm_deployer.app.ports import Journal, JournalEntry
 from uellm_deployer.domain.deployment import Deployment, Operation
+from uellm_deployer.domain.recommendation import Recommendation
 
 KEPT_OPERATIONS = 256
 """Finished operations that are remembered, so that a repeated request is recognised."""
@@ -18,10 +19,11 @@ KEPT_FORMER = 64
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A deployment and the newest operation on it, if any is remembered."""
+    """A deployment, the newest operation on it, if any is remembered, and what would be better now, if anything."""
 
     deployment: Deployment
     operation: Operation | None
+    recommendation: Recommendation | None = None
 
 
 class Book:
@@ -36,6 +38,8 @@ class Book:
         self.operations: dict[str, Operation] = {}
         self.former: dict[str, Deployment] = {}
         """Those that were replaced and are gone, the last ones, oldest first."""
+        self.recommendations: dict[str, Recommendation] = {}
+        """By resource name; found anew after a start, so not in the journal."""
         for entry in journal.entries():
             self._apply(entry)
 
@@ -47,6 +51,14 @@ class Book:
             await self._journal.append(entry)
             self._apply(entry)
         self._wake()
+
+    def recommend(self, name: str, recommendation: Recommendation | None) -> None:
+        """Keep what would be better than a deployment, None: nothing; who watches it is told of a change."""
+        if self.recommendations.get(name) != recommendation:
+            self.recommendations.pop(name, None)
+            if recommendation is not None and name in self.deployments:
+                self.recommendations[name] = recommendation
+            self._wake()
 
     def close(self) -> None:
         """End all watches."""
@@ -73,7 +85,7 @@ class Book:
         """A deployment with its newest operation; NotFoundError if there is none."""
         deployment = self.deployment(name)
         newest = next((op for op in reversed(self.operations.values()) if op.deployment == name), None)
-        return Standing(deployment, newest)
+        return Standing(deployment, newest, self.recommendations.get(name))
 
     async def watch(self, name: str) -> AsyncIterator[Standing]:
         """A deployment now and after every change, until it is gone or `close`; NotFoundError if there is none."""
@@ -97,6 +109,7 @@ class Book:
 
     def _apply(self, entry: JournalEntry) -> None:
         fold(self.deployments, self.former, self.operations, entry)
+        self.recommendations.pop(entry.removed, None)
 
 
 def fold(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 
 import structlog
@@ -16,7 +15,7 @@ from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import Clock, EngineReport, JournalEntry, ModelServer, Publisher, Renderer, Repository
 from uellm_deployer.app.removal import Removal
 from uellm_deployer.app.unit_of_work import UnitOfWork
-from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State
+from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State, Strategy
 from uellm_deployer.domain.names import default_deployment_id
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
 
@@ -29,17 +28,6 @@ WEIGHT_TOLERANCE = 0.02
 """Share by which loaded weights may exceed the plan: buffers that are in no checkpoint, such as rotary tables."""
 
 WEIGHT_SLACK_BYTES = 1 << 20
-
-
-class Strategy(StrEnum):
-    """How a new deployment takes over from the old ones of its model."""
-
-    BLUE_GREEN = "BLUE_GREEN"
-    """The new one is verified before the old ones drain."""
-    RECREATE = "RECREATE"
-    """The old ones go first, and come back if the new one fails."""
-    BESIDE = "BESIDE"
-    """The old ones stay, and the new one waits for its share of the traffic."""
 
 
 @dataclass(frozen=True, slots=True)

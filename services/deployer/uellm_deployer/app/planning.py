@@ -28,6 +28,10 @@ class Planning:
         """The machine as it is now."""
         return await self._source.read()
 
+    async def available(self, leaving: Iterable[Deployment] = ()) -> Topology:
+        """The machine as `plan` sees it: less what the deployments on it may grow into."""
+        return await self._available(list(leaving))
+
     async def plan(
         self,
         spec: DeploymentSpec,

@@ -33,6 +33,17 @@ class Stage(StrEnum):
     ROLL_BACK = "ROLL_BACK"
 
 
+class Strategy(StrEnum):
+    """How a new deployment takes over from the old ones of its model."""
+
+    BLUE_GREEN = "BLUE_GREEN"
+    """The new one is verified before the old ones drain."""
+    RECREATE = "RECREATE"
+    """The old ones go first, and come back if the new one fails."""
+    BESIDE = "BESIDE"
+    """The old ones stay, and the new one waits for its share of the traffic."""
+
+
 PERCENT = {
     Stage.PLAN: 0,
     Stage.STAGE: 10,
