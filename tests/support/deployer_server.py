@@ -14,8 +14,12 @@ import structlog
 
 from tests.support.deployer import DeployerWorld
 from uellm.rpc import server as rpc
-from uellm.rpc.errors import UnavailableError
+from uellm.rpc.errors import NotFoundError, UnavailableError
 from uellm.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from uellm.v1.profiler_pb2 import ProfileResponse
+from uellm.v1.profiler_pb2_grpc import ProfilerServiceServicer, add_ProfilerServiceServicer_to_server
+from uellm.v1.scheduler_pb2 import GetQueueResponse
+from uellm.v1.scheduler_pb2_grpc import SchedulerServiceServicer, add_SchedulerServiceServicer_to_server
 
 LIMIT_SECONDS = 20.0
 
@@ -40,6 +44,22 @@ class LosesAnswers(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(lose, handler.request_deserializer, handler.response_serializer)
 
 
+class Others(ProfilerServiceServicer, SchedulerServiceServicer):
+    """Profiler and scheduler, which have not heard of any deployment for the first few questions."""
+
+    unheard_of = 0
+
+    async def Profile(self, request: Any, context: Any) -> ProfileResponse:
+        if self.unheard_of > 0:
+            self.unheard_of -= 1
+            model = request.parent.rpartition("/")[2]
+            raise NotFoundError("model", model, f"model {model} is not served", reason="MODEL_NOT_DEPLOYED")
+        return ProfileResponse()
+
+    async def GetQueue(self, request: Any, context: Any) -> GetQueueResponse:
+        return GetQueueResponse(owner="one")
+
+
 class DeployerServer:
     """Start it by entering it. `world` is looked at from outside: change only its fakes."""
 
@@ -49,6 +69,7 @@ class DeployerServer:
         self.may_load = threading.Event()
         """Loads wait for it."""
         self.may_load.set()
+        self.others = Others()
         self.address = ""
         self.world: DeployerWorld
         self._root = root
@@ -99,6 +120,8 @@ class DeployerServer:
         config = rpc.ServerConfig(listen="127.0.0.1:0")
         server = rpc._build(config, [losing])
         add_DeployerServiceServicer_to_server(world.servicer(), server)
+        add_ProfilerServiceServicer_to_server(self.others, server)
+        add_SchedulerServiceServicer_to_server(self.others, server)
         self.address = f"127.0.0.1:{rpc._bind(server, config)}"
         await server.start()
         self._started.set()

@@ -14,6 +14,7 @@ from tests.support.command_line import Run, ask
 from tests.support.deployer_server import DeployerServer
 from uellm.cli.deploy import read_generation
 from uellm.cli.values import show_age
+from uellm.client import Client
 from uellm.client.deploying import Limits
 from uellm.local.process import free_port
 from uellm.rpc.errors import FailedPreconditionError
@@ -54,6 +55,16 @@ def test_deploy_list_and_undeploy(uellm: Run) -> None:
     assert (status, out) == (0, f"{name} is removed\n")
     assert "nothing serves smol any more" in err
     assert ready(uellm) == {}
+
+
+def test_services_that_do_not_learn_of_it_are_told(
+    uellm: Run, asked_deployer: Deployer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client.wait_until_served, "__defaults__", ("", 0.2))
+    asked_deployer.others.unheard_of = 1_000
+    status, _, err = uellm("deploy", FOLDER)
+    assert status == 0
+    assert "it is deployed, but queries for it are not taken yet" in err
 
 
 def test_json_is_the_deployment_and_nothing_else(uellm: Run) -> None:

@@ -16,7 +16,7 @@ from uellm_deployer.domain.deployment import State
 
 from tests.support.deployer_server import DeployerServer
 from uellm.client import AsyncClient, Client, Deployment, DeploymentProgress, DeploymentSpec, Endpoints
-from uellm.client.deploying import LONGEST_LOOK_SECONDS, SHORTEST_CALL_SECONDS, Limits, Waiting
+from uellm.client.deploying import LONGEST_LOOK_SECONDS, SHORTEST_CALL_SECONDS, Awaited, Limits, Waiting
 from uellm.local.process import free_port
 from uellm.rpc.errors import (
     AbortedError,
@@ -101,6 +101,16 @@ async def test_what_is_only_checked_changes_nothing(client: Any, deployer_server
     planned = await settled(operation.result())
     assert planned.plan.stages[0].layer_count == 30
     assert deployer_server.operations() == []
+
+
+async def test_what_was_deployed_is_served_a_moment_later(client: Any, deployer_server: DeployerServer) -> None:
+    deployer_server.others.unheard_of = 2
+    await settled(client.wait_until_served("smol"))
+    assert deployer_server.others.unheard_of == 0
+    deployer_server.others.unheard_of = 1_000
+    with pytest.raises(DeadlineExceededError, match=r"a deployment of smol within 0\.2 s$") as caught:
+        await settled(client.wait_until_served(timeout_seconds=0.2))
+    assert caught.value.reason == "NOT_SERVED_YET"
 
 
 async def test_the_way_back(client: Any) -> None:
@@ -220,7 +230,7 @@ async def test_nobody_there_is_said_soon(kind: Callable[..., Any]) -> None:
 def test_waiting_keeps_its_time(timeout: float, looks: list[float]) -> None:
     """At most one look is too late, and that one is short."""
     now = [0.0]
-    waiting = Waiting("operations/x", timeout, Limits(30.0, 60.0), lambda: now[0])
+    waiting = Waiting(Awaited.end_of("operations/x"), timeout, Limits(30.0, 60.0), lambda: now[0])
     for look in itertools.cycle(looks):
         try:
             pause = waiting.pause()
@@ -234,7 +244,7 @@ def test_waiting_keeps_its_time(timeout: float, looks: list[float]) -> None:
 
 def test_a_deployer_out_of_reach_is_waited_for_and_then_given_up() -> None:
     now = [0.0]
-    waiting = Waiting("operations/x", None, Limits(30.0, 10.0), lambda: now[0])
+    waiting = Waiting(Awaited.end_of("operations/x"), None, Limits(30.0, 10.0), lambda: now[0])
 
     def pauses() -> Iterator[float]:
         while True:

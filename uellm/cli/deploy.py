@@ -17,6 +17,7 @@ from uellm.cli.output import print_line, stderr, stdout
 from uellm.cli.plan import Asked
 from uellm.client import Client, Deployment
 from uellm.client.deploying import Strategy
+from uellm.rpc.errors import UellmError
 from uellm.v1.query_pb2 import GenerationParameters
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY
 
@@ -57,6 +58,8 @@ def deploy(state: Path, asked: Asked, how: How, wait: Wait) -> int:
         before = serving(client.deployments(), spec.model)
 
         def show(made: Deployment) -> None:
+            if not how.validate_only:
+                _wait_until_served(client, spec.model)
             if wait.as_json:
                 print_json(MessageToDict(made, preserving_proto_field_name=True))
             elif how.validate_only:
@@ -101,6 +104,7 @@ def rollback(state: Path, model: str, wait: Wait) -> int:
         before = serving(client.deployments(), model or default)
 
         def show(made: Deployment) -> None:
+            _wait_until_served(client, model or default)
             if wait.as_json:
                 print_json(MessageToDict(made, preserving_proto_field_name=True))
             else:
@@ -124,6 +128,15 @@ def operation(state: Path, name: str, wait: Wait) -> int:
                 print_line(stdout, f"{found.name} has ended: {escape(found.progress.message)}")
 
         return carry_out(client, lambda: found, wait, show)
+
+
+def _wait_until_served(client: Client, model: str) -> None:
+    """So that what a script asks next is answered. The deployment is there in any case."""
+    try:
+        with stderr.status(f"telling profiler and scheduler of {escape(model)}"):
+            client.wait_until_served(model)
+    except UellmError as error:
+        print_line(stderr, f"[yellow]it is deployed, but queries for it are not taken yet:[/] {escape(error.message)}")
 
 
 def _show_serving(client: Client, made: Deployment, before: Sequence[Deployment], default_model: str) -> None:

@@ -12,6 +12,8 @@ from uellm.client.aio_connection import AsyncConnection
 from uellm.client.deploying import (
     CHANGE_SECONDS,
     PLAN_SECONDS,
+    SERVED_SECONDS,
+    Awaited,
     Limits,
     OnProgress,
     OperationState,
@@ -21,11 +23,13 @@ from uellm.client.deploying import (
     a_deployment,
     create_request,
     delete_request,
+    is_unheard_of,
     nothing,
     rollback_request,
     whichever,
 )
 from uellm.client.following import Patience
+from uellm.client.requests import profile_request
 from uellm.rpc.errors import UellmError
 from uellm.v1.deployer_pb2 import (
     Deployment,
@@ -35,6 +39,7 @@ from uellm.v1.deployer_pb2 import (
     GetOperationRequest,
     ReconcileRequest,
 )
+from uellm.v1.scheduler_pb2 import GetQueueRequest
 
 
 class AsyncDeployments(AsyncConnection):
@@ -109,6 +114,25 @@ class AsyncDeployments(AsyncConnection):
         """An operation by its name; its result is what it created, or None. Raises NotFoundError if it is long gone."""
         return self._operation(await self._look(name), whichever)
 
+    async def wait_until_served(self, model: str = "", timeout_seconds: float = SERVED_SECONDS) -> None:
+        """Wait until queries for a model, default: the client's, are taken: a moment after it was deployed.
+
+        Raises DeadlineExceededError, reason NOT_SERVED_YET, when the time is up; UnavailableError.
+        """
+        name = model or self._defaults.model
+        profile = profile_request("-", {"model": name, "allow_prior": True}, self._defaults)
+        queue = GetQueueRequest(model=name)
+        waiting = Waiting(Awaited.service_of(name), timeout_seconds, self._limits())
+        while True:
+            try:
+                await self._call(self._profiler.Profile, profile)
+                if (await self._call(self._scheduler.GetQueue, queue)).owner:
+                    return
+            except UellmError as error:
+                if not is_unheard_of(error):
+                    raise
+            await asyncio.sleep(waiting.pause())
+
     async def _begin(self, method: Any, request: Any, read: Callable[[OperationMessage], R]) -> AsyncOperation[R]:
         patience = Patience(self._submit_seconds)
         while True:
@@ -118,7 +142,10 @@ class AsyncDeployments(AsyncConnection):
                 await asyncio.sleep(patience.pause_after(error))
 
     def _operation(self, message: OperationMessage, read: Callable[[OperationMessage], R]) -> AsyncOperation[R]:
-        return AsyncOperation(message, read, self._look, Limits(self._timeout_seconds, self._reconnect_seconds))
+        return AsyncOperation(message, read, self._look, self._limits())
+
+    def _limits(self) -> Limits:
+        return Limits(self._timeout_seconds, self._reconnect_seconds)
 
     async def _look(self, operation: str, seconds: float = 0.0) -> OperationMessage:
         request = GetOperationRequest(name=operation)
@@ -146,7 +173,7 @@ class AsyncOperation(OperationState[R]):
         Raises DeadlineExceededError, reason STILL_RUNNING, when the time is up; UnavailableError if the deployer cannot
         be reached again; else what the operation failed with.
         """
-        waiting = Waiting(self.name, timeout_seconds, self._limits)
+        waiting = Waiting(Awaited.end_of(self.name), timeout_seconds, self._limits)
         lost: UellmError | None = None
         while True:
             if self.done:

@@ -28,6 +28,8 @@ CHANGE_SECONDS = 900.0
 """How long what changes something at once may wait for the operations that run, and then repair: loads take minutes."""
 FIRST_LOOK_SECONDS = 0.1
 LONGEST_LOOK_SECONDS = 1.0
+SERVED_SECONDS = 30.0
+"""How long the other services may take to learn of a deployment; usually it is one or two."""
 SHORTEST_CALL_SECONDS = 0.05
 
 Strategy = Literal["blue_green", "recreate", "beside"]
@@ -69,6 +71,11 @@ def delete_request(
 def rollback_request(model: str, request_id: str) -> RollbackDeploymentRequest:
     """A way back that can be repeated."""
     return RollbackDeploymentRequest(model=model, request_id=request_id or _new_id())
+
+
+def is_unheard_of(error: UellmError) -> bool:
+    """Whether a service does not know of a model's deployment, yet."""
+    return error.code == "NOT_FOUND"
 
 
 def _new_id() -> str:
@@ -140,17 +147,36 @@ class Limits:
     """How long the deployer may be out of reach."""
 
 
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """What is waited for, as it is said when the time is up."""
+
+    not_yet: str
+    but: str
+    reason: str
+
+    @classmethod
+    def end_of(cls, operation: str) -> Awaited:
+        """The end of an operation."""
+        return cls(f"{operation} has not ended", "; it goes on", "STILL_RUNNING")
+
+    @classmethod
+    def service_of(cls, model: str) -> Awaited:
+        """That queries for a model are taken."""
+        return cls(f"profiler and scheduler have not learnt of a deployment of {model}", "", "NOT_SERVED_YET")
+
+
 class Waiting:
-    """Pauses between looks at an operation, until its time is up."""
+    """Pauses between looks at something, until the time is up."""
 
     def __init__(
         self,
-        operation: str,
+        until: Awaited,
         timeout_seconds: float | None,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._operation = operation
+        self._until = until
         self._timeout_seconds = timeout_seconds
         self._limits = limits
         self._patience = Patience(limits.reconnect_seconds, clock)
@@ -169,10 +195,8 @@ class Waiting:
         """
         left = self._left()
         if left <= 0:
-            raise DeadlineExceededError(
-                f"{self._operation} has not ended within {self._timeout_seconds:g} s; it goes on",
-                reason="STILL_RUNNING",
-            )
+            late = f"{self._until.not_yet} within {self._timeout_seconds:g} s{self._until.but}"
+            raise DeadlineExceededError(late, reason=self._until.reason)
         if lost is not None:
             return min(self._patience.pause_after(lost), left)
         self._patience.renew()
