@@ -251,7 +251,8 @@ def test_wrong_usage(uellm: Run, arguments: Sequence[object], said: str) -> None
 
 def test_the_very_same_again(uellm: Run) -> None:
     uellm("deploy", FOLDER, "--id", "one")
-    assert uellm("deploy", FOLDER, "--id", "two")[2] == "error: this very plan is deployed as deployments/one\n"
+    again = uellm("deploy", FOLDER, "--id", "two")[2]
+    assert again.startswith("error: this very plan is deployed as deployments/one; other rows, context or devices")
     assert "choose another id or delete it first" in uellm("deploy", FOLDER, "--id", "one", "--concurrency", 4)[2]
 
 

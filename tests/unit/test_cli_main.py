@@ -36,6 +36,14 @@ def run(uellm: Run, monkeypatch: pytest.MonkeyPatch) -> Said:
         ["dead-letters", "list"],
         ["dead-letters", "replay", "tenants/t/models/m/queries/q"],
         ["down"],
+        ["deploy", "folder"],
+        ["deployments"],
+        ["undeploy", "name"],
+        ["rollback"],
+        ["reconcile"],
+        ["operation", "name"],
+        ["topology"],
+        ["plan", "folder"],
     ],
 )
 def test_without_a_stack_one_line_says_how_to_start_it(run: Said, arguments: Sequence[str]) -> None:
@@ -44,6 +52,7 @@ def test_without_a_stack_one_line_says_how_to_start_it(run: Said, arguments: Seq
     assert len(said.splitlines()) == 1
     assert "no stack is running" in said
     assert "`uellm up`" in said
+    assert ("--file" in said) == (arguments[0] in ("topology", "plan")), "which can do without"
 
 
 @pytest.mark.parametrize(
