@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from tests.support import rpc
 from tests.support.length_model import HashModel
 from tests.support.profiler import Running, publish_tiny, running
 from tests.support.stack import TRITON_MODEL, Bench, SchedulerProcess, owner_is, record_of, until
@@ -17,6 +19,7 @@ from tests.support.triton import load, start_triton, write_static_engine
 from uellm.local.redis import EmbeddedRedis
 from uellm.local.triton import EmbeddedTriton
 from uellm.messaging.connection import RedisClient
+from uellm.rpc.channel import open_channel
 from uellm.v1.stream_pb2 import DeploymentRecord
 
 
@@ -33,6 +36,20 @@ def tiny_triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTr
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[rpc.Running]:
+    """A server whose servicer raises what it is asked to."""
+    async with rpc.running() as started:
+        yield started
+
+
+@pytest.fixture
+async def channel(server: rpc.Running) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to it."""
+    async with open_channel(server.target) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from uellm_deployer.adapters.model_folder import read_config, read_shape
 from uellm_deployer.domain.facts import ModelShape, model_shape
 from uellm_deployer.domain.placement import HelrPlanner
 
+from tests.support.command_line import runner
 from tests.support.deployer import CPU, a_spec, machine
 from tests.support.families import BASE, CONFIGS, GROUPED
 from tests.support.live_tensors import LiveTensors
@@ -203,3 +204,11 @@ def test_the_default_model_by_its_headers_its_config_and_an_inspection() -> None
     assert stored.layers == planned.layers == inspected.layers
     assert stored.parameter_count == 134_515_008
     assert stored.attention == planned.attention == inspected.attention
+
+
+def test_errors_name_the_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = runner(monkeypatch, capsys)("model", "inspect", tmp_path)
+    assert (status, out) == (1, "")
+    assert err == "error: FOLDER: config.json cannot be read: No such file or directory\n"

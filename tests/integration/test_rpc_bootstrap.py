@@ -31,18 +31,6 @@ from uellm.rpc.server import AddressError, ServerConfig
 from uellm.v1 import profiler_pb2, profiler_pb2_grpc
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with running() as started:
-        yield started
-
-
-@pytest.fixture
-async def channel(server: Running) -> AsyncIterator[grpc.aio.Channel]:
-    async with open_channel(server.target) as opened:
-        yield opened
-
-
 async def health_of(channel: grpc.aio.Channel, name: str) -> int:
     check = health_pb2_grpc.HealthStub(channel).Check
     return (await check(health_pb2.HealthCheckRequest(service=name), timeout=TIMEOUT)).status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -25,18 +24,6 @@ from uellm.rpc import errors
 from uellm.rpc.channel import open_channel
 from uellm.rpc.server import ServerConfig
 from uellm.v1 import profiler_pb2, profiler_pb2_grpc
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Running]:
-    async with running() as started:
-        yield started
-
-
-@pytest.fixture
-async def channel(server: Running) -> AsyncIterator[grpc.aio.Channel]:
-    async with open_channel(server.target) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("query_id", RAISED)

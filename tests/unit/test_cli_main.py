@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from uellm.cli.main import main
+from tests.support.command_line import Run
 
-Run = Callable[..., tuple[int, str]]
+Said = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(uellm: Run, monkeypatch: pytest.MonkeyPatch) -> Said:
     """Run the command; returns its exit status and what it said on stderr."""
-    for name in ("UELLM_PROFILER", "UELLM_SCHEDULER", "UELLM_DEPLOYER"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("UELLM_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "400")
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["uellm", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        status, _, said = uellm(*arguments)
+        return status, said
 
     return run
 
@@ -42,14 +36,23 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         ["dead-letters", "list"],
         ["dead-letters", "replay", "tenants/t/models/m/queries/q"],
         ["down"],
+        ["deploy", "folder"],
+        ["deployments"],
+        ["undeploy", "name"],
+        ["rollback"],
+        ["reconcile"],
+        ["operation", "name"],
+        ["topology"],
+        ["plan", "folder"],
     ],
 )
-def test_without_a_stack_one_line_says_how_to_start_it(run: Run, arguments: Sequence[str]) -> None:
+def test_without_a_stack_one_line_says_how_to_start_it(run: Said, arguments: Sequence[str]) -> None:
     status, said = run(*arguments)
     assert status == 1
     assert len(said.splitlines()) == 1
     assert "no stack is running" in said
     assert "`uellm up`" in said
+    assert ("--file" in said) == (arguments[0] in ("topology", "plan")), "which can do without"
 
 
 @pytest.mark.parametrize(
@@ -68,13 +71,13 @@ def test_without_a_stack_one_line_says_how_to_start_it(run: Run, arguments: Sequ
         (["nonsense"], "nonsense"),
     ],
 )
-def test_wrong_usage_is_status_2_and_names_what_is_wrong(run: Run, arguments: Sequence[str], expected: str) -> None:
+def test_wrong_usage_is_status_2_and_names_what_is_wrong(run: Said, arguments: Sequence[str], expected: str) -> None:
     status, said = run(*arguments)
     assert status == 2
     assert expected in said
 
 
-def test_a_damaged_cache_says_what_to_do(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_says_what_to_do(run: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from uellm.local.model import FOLDER
 
     folder = tmp_path / "cache" / "models" / FOLDER

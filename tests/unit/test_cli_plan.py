@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,11 +12,11 @@ import pytest
 from uellm_deployer import decoding, encoding
 from uellm_deployer.domain.placement import HelrPlanner
 
+from tests.support.command_line import Run, answering
 from tests.support.deployer import CONFIG, SHAPE, gpu, machine
 from tests.support.topologies import switched
-from uellm.cli.main import main
 from uellm.v1 import deployer_pb2 as pb
-from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer, add_DeployerServiceServicer_to_server
+from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer
 
 ROOT = Path(__file__).parents[2]
 LLAMA_70B = CONFIG | {
@@ -31,22 +29,11 @@ LLAMA_70B = CONFIG | {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
 }
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.setenv("UELLM_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["uellm", "plan", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def run(uellm: Run) -> Run:
+    return partial(uellm, "plan")
 
 
 @pytest.fixture
@@ -131,16 +118,8 @@ def test_the_machine_of_a_deployer(run: Run, config: Path, monkeypatch: pytest.M
         def GetTopology(self, request: pb.GetTopologyRequest, context: grpc.ServicerContext) -> object:
             return pb.GetTopologyResponse(topology=encoding.topology_message(here))
 
-    server = grpc.server(ThreadPoolExecutor(2))
-    add_DeployerServiceServicer_to_server(Deployer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        for name in ("UELLM_PROFILER", "UELLM_SCHEDULER", "UELLM_DEPLOYER"):
-            monkeypatch.setenv(name, f"127.0.0.1:{port}")
+    with answering(Deployer(), monkeypatch):
         code, out, _ = run(config)
-    finally:
-        server.stop(None).wait()
     assert code == 0
     assert "embedding + 0 to 29 + head" in out
     assert "GPU-a" in out

@@ -7,19 +7,18 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from uellm_deployer.adapters.topology_file import read_topology
 from uellm_deployer.encoding import topology_message
 
+from tests.support.command_line import Run, answering
 from tests.support.topologies import cube_mesh, gpus, matrix, switched
-from uellm.cli.main import main
 from uellm.cli.topology.drawing import draw
 from uellm.cli.topology.layout import Joint, arrange, leaves
 from uellm.cli.topology.machine import Machine, Placed
@@ -27,27 +26,16 @@ from uellm.cli.topology.svg import text_width
 from uellm.client import AsyncClient, Client
 from uellm.client.endpoints import Endpoints
 from uellm.v1 import deployer_pb2 as pb
-from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer, add_DeployerServiceServicer_to_server
+from uellm.v1.deployer_pb2_grpc import DeployerServiceServicer
 
 ROOT = Path(__file__).parents[2]
 GIB = 1 << 30
 TEXT = "{http://www.w3.org/2000/svg}text"
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.setenv("UELLM_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["uellm", "topology", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def run(uellm: Run) -> Run:
+    return partial(uellm, "topology")
 
 
 @pytest.fixture
@@ -143,15 +131,9 @@ class Deployer(DeployerServiceServicer):
 
 
 @pytest.fixture
-def deployer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = grpc.server(ThreadPoolExecutor(1))
-    add_DeployerServiceServicer_to_server(Deployer(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    for name in ("UELLM_PROFILER", "UELLM_SCHEDULER", "UELLM_DEPLOYER"):
-        monkeypatch.setenv(name, f"127.0.0.1:{port}")
-    yield
-    server.stop(None)
+def deployer(uellm: Run, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with answering(Deployer(), monkeypatch):
+        yield
 
 
 @pytest.mark.usefixtures("deployer")

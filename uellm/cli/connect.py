@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from uellm.client.endpoints import DEFAULT_MODEL, Endpoints
-from uellm.local.state import StackInfo, StateFolder
+from uellm.local.state import NotRunningError, StackInfo, StateFolder
 
 VARIABLES = ("UELLM_PROFILER", "UELLM_SCHEDULER", "UELLM_DEPLOYER")
 
@@ -20,6 +20,14 @@ def find(state: Path) -> tuple[Endpoints, str]:
         return Endpoints.from_environment(), DEFAULT_MODEL
     info = StateFolder(state).read()
     return endpoints_of(info), info.model
+
+
+def find_deployer(state: Path) -> tuple[Endpoints, str]:
+    """As `find`, for what can be asked of a file, too."""
+    try:
+        return find(state)
+    except NotRunningError as error:
+        raise NotRunningError(f"{error}, or describe a machine with --file (docs/topology.md)") from None
 
 
 def endpoints_of(info: StackInfo) -> Endpoints:

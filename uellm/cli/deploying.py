@@ -7,8 +7,21 @@ from typing import Annotated
 
 import typer
 
-from uellm.cli.options import MAX_TOKENS, GpuModel, Json, Model, PeerFile, State, TopologyFile, duration_option
-from uellm.local.engine import DEFAULT_BACKEND, Backend
+from uellm.cli.options import GpuModel, Json, Model, PeerFile, State, TopologyFile
+from uellm.cli.spec_options import (
+    ARGUMENTS,
+    Context,
+    Devices,
+    Dtype,
+    Engine,
+    FirstTokenSlo,
+    ModelName,
+    Objective,
+    OutputTokenSlo,
+    Rows,
+    Weights,
+)
+from uellm.local.engine import DEFAULT_BACKEND
 from uellm.local.state import default_folder
 
 deploying = typer.Typer()
@@ -33,43 +46,39 @@ def show_topology(
 
 @deploying.command("plan")
 def show_plan(
-    weights: Annotated[
-        Path, typer.Argument(exists=True, help="Folder of the model, or only its config.json; weights or not.")
-    ],
+    weights: Weights,
     file: TopologyFile = None,
     gpu_model: GpuModel = "",
     p2p: PeerFile = None,
-    model: Annotated[str, typer.Option("--model", help="Logical name; default: the folder's.")] = "",
-    backend: Annotated[Backend, typer.Option(help="Engine that is to serve it.")] = DEFAULT_BACKEND,
-    objective: Annotated[str, typer.Option(help="HELR, LR or HE (docs/placement.md).")] = "HELR",
-    rows: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Rows of one batch.")] = 8,
-    context: Annotated[
-        int,
-        typer.Option("--context", min=0, max=MAX_TOKENS, help="Prompt and answer, in tokens; 0: the model's limit."),
-    ] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; default: the engine's.")] = "",
-    devices: Annotated[
-        list[str] | None, typer.Option("--device", help="Keep to this device, by its id; may be repeated.")
-    ] = None,
-    first_token_slo: Annotated[
-        float | None, duration_option("--first-token-slo", "Of a prompt of 128 tokens, e.g. 200ms.")
-    ] = None,
-    output_token_slo: Annotated[
-        float | None, duration_option("--output-token-slo", "Of a token in a full batch, e.g. 30ms.")
-    ] = None,
+    model: ModelName = "",
+    backend: Engine = DEFAULT_BACKEND,
+    objective: Objective = "HELR",
+    rows: Rows = 8,
+    context: Context = 0,
+    dtype: Dtype = "",
+    devices: Devices = None,
+    first_token_slo: FirstTokenSlo = None,
+    output_token_slo: OutputTokenSlo = None,
     svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
     state: State = default_folder(),
     as_json: Json = False,
 ) -> None:
-    """Show where a model would be placed, how fast it would be, what lost and why. Nothing changes."""
+    """Show where a model would be placed, how fast it would be, what lost and why. Nothing changes.
+
+    Weights need not be there: config.json is enough, in a folder or named itself.
+    """
     from uellm.cli import plan
+    from uellm.cli.errors import naming
 
     if file is None and (gpu_model or p2p):
         raise typer.BadParameter("--gpu-model and --p2p go with --file")
+    if file is not None and not weights.exists():
+        raise typer.BadParameter(f"there is no {weights}", param_hint="WEIGHTS")
     asked = plan.Asked(
         weights, model, backend.value, objective, rows, context, dtype, devices or (), first_token_slo, output_token_slo
     )
-    plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
+    with naming(ARGUMENTS):
+        plan.plan(asked, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
 
 
 @deploying.command("watch")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from uellm.cli.changing import changing
 from uellm.cli.deploying import deploying
 from uellm.cli.letters import letters
 from uellm.cli.model import model as model_commands
@@ -31,6 +32,7 @@ app.add_typer(predictor, name="predictor")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(model_commands, name="model")
 app.add_typer(deploying)
+app.add_typer(changing)
 
 
 def _prompt(text: str) -> str:

@@ -30,9 +30,10 @@ def inspect(
 
     Builds it with transformers without memory (torch's meta device); weights aren't read, code of the folder isn't run.
     """
-    from uellm.cli.errors import needing
+    from uellm.cli.errors import naming, needing
 
     with needing("backend"):
         from uellm.cli import model_inspection as command
 
-    command.inspect(folder, out, context_limit, as_json=as_json)
+    with naming({"spec.weights_path": "FOLDER"}):
+        command.inspect(folder, out, context_limit, as_json=as_json)

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToJson
 from rich.markup import escape
 from rich.table import Table
 
-from uellm.cli.connect import find
+from uellm.cli.connect import find_deployer
 from uellm.cli.errors import needing
 from uellm.cli.output import print_line, stderr, stdout
 from uellm.cli.topology.drawing import draw
@@ -28,6 +28,7 @@ from uellm.v1.deployer_pb2 import (
     Stage,
     Topology,
 )
+from uellm.v1.query_pb2 import GenerationParameters
 
 _OBJECTIVE = "PLACEMENT_OBJECTIVE_"
 
@@ -46,6 +47,10 @@ class Asked:
     devices: Sequence[str]
     first_token_slo: float | None
     output_token_slo: float | None
+    max_tokens: int = 0
+    shard: int = 0
+    defaults: GenerationParameters | None = None
+    """Of queries that leave them open."""
 
     def spec(self) -> DeploymentSpec:
         """As the deployer is asked. Raises InvalidArgumentError for an objective that there is not."""
@@ -53,7 +58,9 @@ class Asked:
         chosen = names.get(self.objective.upper())
         if not chosen:
             known = ", ".join(name for name, value in names.items() if value)
-            raise InvalidArgumentError([FieldViolation("objective", f"must be one of {known}; got {self.objective!r}")])
+            raise InvalidArgumentError(
+                [FieldViolation("--objective", f"must be one of {known}; got {self.objective!r}")]
+            )
         weights = self.weights.resolve()
         spec = DeploymentSpec(
             model=self.model or _model_name(weights),
@@ -64,6 +71,9 @@ class Asked:
             context_tokens=self.context,
             dtype=self.dtype,
             device_ids=self.devices,
+            max_output_tokens=self.max_tokens,
+            queue_shard=self.shard,
+            default_generation=self.defaults,
         )
         if self.first_token_slo:
             spec.first_token_slo.FromNanoseconds(round(1e9 * self.first_token_slo))
@@ -87,7 +97,7 @@ class Shown:
 def plan(asked: Asked, shown: Shown) -> None:
     """Plan for the machine of the running deployer, or for one that a file describes; nothing changes."""
     if shown.file is None:
-        endpoints, model = find(shown.state)
+        endpoints, model = find_deployer(shown.state)
         with Client(endpoints, model=model) as client:
             planned, topology = client.plan(asked.spec()), client.topology()
     else:

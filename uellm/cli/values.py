@@ -45,6 +45,14 @@ def show_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.1f} min"
 
 
+def show_age(seconds: float) -> str:
+    """`12 s`, `5 min`, `3 h`, `12 days`."""
+    for unit, size, most in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
+        if seconds < most:
+            return f"{max(0.0, seconds) / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
+
+
 def show_bytes(size: float) -> str:
     """`512 B`, `45.0 KiB`, `5.3 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

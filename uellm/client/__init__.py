@@ -8,11 +8,14 @@
 """
 
 from uellm.client.aio import AsyncClient
+from uellm.client.aio_deployments import AsyncOperation
 from uellm.client.endpoints import DEFAULT_MODEL, Endpoints
 from uellm.client.following import Ended, Event, Transcript
 from uellm.client.requests import Prompt, QueryOptions, Submitted
 from uellm.client.submitting import Answered
 from uellm.client.sync import Client
+from uellm.client.sync_deployments import Operation
+from uellm.v1.deployer_pb2 import Deployment, DeploymentProgress, DeploymentSpec, Drift
 from uellm.v1.query_pb2 import Outcome, ResourceProfile
 from uellm.v1.stream_pb2 import Admitted, Batched, DeadLetter, Preempted, Restarted, TokenDelta
 
@@ -21,12 +24,18 @@ __all__ = [
     "Admitted",
     "Answered",
     "AsyncClient",
+    "AsyncOperation",
     "Batched",
     "Client",
     "DeadLetter",
+    "Deployment",
+    "DeploymentProgress",
+    "DeploymentSpec",
+    "Drift",
     "Ended",
     "Endpoints",
     "Event",
+    "Operation",
     "Outcome",
     "Preempted",
     "Prompt",

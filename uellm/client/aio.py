@@ -10,6 +10,7 @@ from typing import Unpack
 import grpc
 
 from uellm.client.aio_connection import is_cancelled
+from uellm.client.aio_deployments import AsyncDeployments
 from uellm.client.aio_operations import AsyncOperations
 from uellm.client.following import Ended, Event, Following, FollowingTenant, Patience
 from uellm.client.requests import (
@@ -35,7 +36,7 @@ from uellm.v1.scheduler_pb2 import (
 )
 
 
-class AsyncClient(AsyncOperations):
+class AsyncClient(AsyncOperations, AsyncDeployments):
     """Talks to the three services from one event loop. Use it as a context manager, or `close` it."""
 
     async def profile(self, prompt: Prompt, **options: Unpack[QueryOptions]) -> ResourceProfile:

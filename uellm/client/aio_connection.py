@@ -41,8 +41,9 @@ class AsyncConnection:
             tenant: tenant of queries that name none.
             tls: None for plain text.
             timeout_seconds: of one call that does not stream.
-            submit_seconds: how long `submit` tries to reach the profiler.
-            reconnect_seconds: how long `stream` tries to reach the scheduler again after a lost connection.
+            submit_seconds: how long `submit` tries to reach the profiler, and what begins an operation the deployer.
+            reconnect_seconds: how long `stream` tries to reach the scheduler again after a lost connection, and the
+                `result` of an operation the deployer.
         """
         where = endpoints or Endpoints.from_environment()
         self._channels = [_channel(target, tls) for target in (where.profiler, where.scheduler, where.deployer)]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 import grpc
 
 from uellm.client.aio_connection import AsyncConnection, is_cancelled
+from uellm.client.deploying import CHANGE_SECONDS
 from uellm.client.requests import (
     INSTALL_SECONDS,
     Submitted,
@@ -168,10 +169,10 @@ class AsyncOperations(AsyncConnection):
     async def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:
         """Divide a model's traffic, default: the client's, between its deployments, by resource name; sums to 1.
 
-        Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
+        Waits for operations that run. Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
         """
         request = SetTrafficRequest(model=model or self._defaults.model, shares=shares)
-        response: SetTrafficResponse = await self._call(self._deployer.SetTraffic, request)
+        response: SetTrafficResponse = await self._call(self._deployer.SetTraffic, request, seconds=CHANGE_SECONDS)
         return list(response.deployments)
 
     async def topology(self) -> Topology:

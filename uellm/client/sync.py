@@ -21,6 +21,7 @@ from uellm.client.requests import (
     submitted,
 )
 from uellm.client.submitting import WINDOW, Answered, Feed, Outbox, Wanted
+from uellm.client.sync_deployments import Deployments
 from uellm.client.sync_operations import Operations
 from uellm.rpc.errors import UellmError, UnavailableError
 from uellm.rpc.status import from_rpc_error
@@ -34,7 +35,7 @@ from uellm.v1.scheduler_pb2 import (
 )
 
 
-class Client(Operations):
+class Client(Operations, Deployments):
     """Talks to the three services; may be shared between threads. Use it as a context manager, or `close` it."""
 
     def profile(self, prompt: Prompt, **options: Unpack[QueryOptions]) -> ResourceProfile:

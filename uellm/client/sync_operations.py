@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Mapping
 
 import grpc
 
+from uellm.client.deploying import CHANGE_SECONDS
 from uellm.client.requests import (
     INSTALL_SECONDS,
     Submitted,
@@ -159,10 +160,10 @@ class Operations(Connection):
     def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:
         """Divide a model's traffic, default: the client's, between its deployments, by resource name; sums to 1.
 
-        Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
+        Waits for operations that run. Returns them as they are now. Raises NotFoundError, InvalidArgumentError.
         """
         request = SetTrafficRequest(model=model or self._defaults.model, shares=shares)
-        response: SetTrafficResponse = self._call(self._deployer.SetTraffic, request)
+        response: SetTrafficResponse = self._call(self._deployer.SetTraffic, request, seconds=CHANGE_SECONDS)
         return list(response.deployments)
 
     def topology(self) -> Topology:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from uellm.cli.connect import find
+from uellm.cli.connect import find_deployer
 from uellm.cli.errors import needing
 from uellm.client import Client
 from uellm.v1.deployer_pb2 import Deployment, Device, Topology
@@ -61,7 +61,7 @@ class Machine:
 
 def from_deployer(state: Path) -> Machine:
     """The machine of the running deployer. Raises NotRunningError, UellmError."""
-    endpoints, model = find(state)
+    endpoints, model = find_deployer(state)
     with Client(endpoints, model=model) as client:
         return Machine(client.topology(), tuple(_placed(client.deployments())))
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 _GONE = ("", "UNAVAILABLE")
 _PROCESS_ENDED = "is not healthy"
 """In what Triton says of the process of a Python-backend model."""
+_FRAMES = "\n\nAt:\n"
+"""Before the calls that led to an exception of a Python-backend model; they are in Triton's log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,4 +184,5 @@ def _not_loaded(name: str, reason: str) -> FailedPreconditionError:
     _, missing, what = reason.partition(NOT_INSTALLED)
     if missing:
         return FailedPreconditionError(name, missing + what.splitlines()[0], reason="ENGINE_NOT_INSTALLED")
-    return FailedPreconditionError(name, f"Triton could not load {name}: {reason}", reason="LOAD_FAILED")
+    said = reason.partition(_FRAMES)[0].strip()
+    return FailedPreconditionError(name, f"Triton could not load {name}: {said}", reason="LOAD_FAILED")

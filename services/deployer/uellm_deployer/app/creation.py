@@ -103,7 +103,8 @@ class CreateDeployment:
             if other.name == name:
                 raise AlreadyExistsError("deployment", name, f"{name} exists; choose another id or delete it first")
             if other.plan.triton_model == plan.triton_model:
-                raise AlreadyExistsError("deployment", other.name, f"this very plan is deployed as {other.name}")
+                message = f"this very plan is deployed as {other.name}; other rows, context or devices make another one"
+                raise AlreadyExistsError("deployment", other.name, message)
 
     def _predecessors(self, spec: DeploymentSpec, besides: str = "") -> list[Deployment]:
         """Those that serve the same queue."""
