@@ -69,7 +69,7 @@ class World:
         self._arrived = 0
         self._dispatch_seconds = dispatch_seconds
         self._tick_seconds = tick_seconds
-        self._next_tick = 0.0
+        self._next_tick = tick_seconds
         self._on_decision = on_decision
         self._by_name = {request.name: request for request in self._arrivals}
         self._starting: list[tuple[float, int, do.RunBatch]] = []
@@ -137,6 +137,8 @@ class World:
     # --- what happens ---
 
     def _arrive(self) -> None:
+        if self._next_tick <= self.now:  # nothing waited for a while
+            self._next_tick = self.now + self._tick_seconds
         taken = []
         while self._next_arrival <= self.now:
             request = self._arrivals[self._arrived]
