@@ -14,6 +14,7 @@ from uellm.cli.letters import letters
 from uellm.cli.model import model as model_commands
 from uellm.cli.options import MAX_TOKENS, Json, Model, State, Tenant, duration_option
 from uellm.cli.predictor import predictor
+from uellm.cli.simulating import simulating
 from uellm.local.engine import DEFAULT_BACKEND, Backend
 from uellm.local.ports import DEFAULT_BASE, MAX_BASE
 from uellm.local.predictor import DEFAULT_PREDICTOR, PredictorKind
@@ -33,6 +34,7 @@ app.add_typer(letters, name="dead-letters")
 app.add_typer(model_commands, name="model")
 app.add_typer(deploying)
 app.add_typer(changing)
+app.add_typer(simulating)
 
 
 def _prompt(text: str) -> str:

@@ -62,8 +62,9 @@ class SchedulerCore:
         """Take an event; return what is to be done, in order. `now_ms` is the queue's clock."""
         if self._deployed_ms is None:
             self._deployed_ms = now_ms
+        matters = self._matters(event)
         self._handlers[type(event)](event, now_ms)
-        if _matters(event):
+        if matters:
             self._decide(now_ms, reviewing=isinstance(event, on.Tick))
         if states := self.flight.costs.to_publish(now_ms, at_once=self.flight.handing_over):
             self._effects.append(do.PublishCostModels(states))
@@ -119,6 +120,17 @@ class SchedulerCore:
             pending = self.pending.remove(name)
             if pending is not None:
                 self._effects.append(end(pending, state, now_ms))
+
+    def _matters(self, event: on.Event) -> bool:
+        """Whether a policy could decide otherwise after it."""
+        match event:
+            case on.EngineNews():  # tokens that come are no reason to ask
+                return event.aggregates is not None or any(row.finish_reason for row in event.rows)
+            case on.AttemptsBegun():
+                return any(answer.status != "ok" for answer in event.answers)
+            case on.BatchEnded():
+                return bool(event.error) or not self.flight.has_left(event.batch_id)
+        return True
 
     def _decide(self, now_ms: int, *, reviewing: bool) -> None:
         self.wake_ms = None
@@ -177,10 +189,3 @@ class SchedulerCore:
                 outcome.refusal.CopyFrom(refusal)
                 outcome.decision_id = decision_id
                 self._effects.append(end(pending, QUERY_STATE_REJECTED, now_ms, outcome))
-
-
-def _matters(event: on.Event) -> bool:
-    """Whether a policy could decide otherwise now: tokens that come are no reason to ask it."""
-    if isinstance(event, on.EngineNews):
-        return event.aggregates is not None or any(row.finish_reason for row in event.rows)
-    return True

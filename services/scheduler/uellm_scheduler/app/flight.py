@@ -14,7 +14,13 @@ from uellm.v1.query_pb2 import (
     Outcome,
     QueryState,
 )
-from uellm.v1.stream_pb2 import DeploymentRecord, QueryEvent, Restarted, StepAggregates
+from uellm.v1.stream_pb2 import (
+    ENGINE_KIND_CONTINUOUS,
+    DeploymentRecord,
+    QueryEvent,
+    Restarted,
+    StepAggregates,
+)
 
 from ..domain.failures import ENGINE_LOST, failure_of, goes_alone, no_more_attempts, retry_at_ms
 from ..domain.outcomes import FINISH_REASONS, observation_of, outcome_of
@@ -183,6 +189,11 @@ class Flight:
             else:
                 self._retry(batch, row, event.error or "the engine lost it", now_ms)
         self._forget(batch)
+
+    def has_left(self, batch_id: str) -> bool:
+        """Whether the end of a batch frees nothing: a continuous engine's rows have given their places back singly."""
+        batch = self.batches.get(batch_id)
+        return batch is None or (not batch.rows and batch.deployment.engine_kind == ENGINE_KIND_CONTINUOUS)
 
     def tick(self, now_ms: int) -> None:
         """End rows past a deadline that says so, and give up engines that do not answer."""

@@ -162,7 +162,10 @@ class Policy(Protocol):
     info: ClassVar[PolicyInfo]
 
     def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:
-        """Decide what to dispatch and what to reject now. `now_ms` is the queue's clock."""
+        """Decide what to dispatch and what to reject now, for every free place. `now_ms` is the queue's clock.
+
+        It is asked again when queries or places have changed, or at `Decision.wake_ms`.
+        """
 
 
 @dataclass(slots=True)

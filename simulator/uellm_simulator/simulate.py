@@ -1,0 +1,95 @@
+"""Play a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from uellm_scheduler.app.core import SchedulerCore
+from uellm_scheduler.policies import POLICIES
+
+from uellm.v1.stream_pb2 import DecisionRecord
+from uellm_simulator.fates import Fate
+from uellm_simulator.metrics import Metrics, Window, metrics_of
+from uellm_simulator.scenario import MODEL, Scenario
+from uellm_simulator.workload import Arrival, Predictions, Rules, SloClass, rate_of, requests_of, scaled
+from uellm_simulator.world import World
+
+CAPACITY_REQUESTS = 1_000
+"""Of the trace, of which the capacity is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A run."""
+
+    scenario: Scenario
+    rate: float
+    """Arrivals a second."""
+    fates: list[Fate]
+    metrics: Metrics
+
+
+def simulate(
+    arrivals: Sequence[Arrival],
+    scenario: Scenario,
+    *,
+    capacity: float = 0.0,
+    on_decision: Callable[[str, DecisionRecord], None] | None = None,
+) -> Result:
+    """Play the arrivals.
+
+    Args:
+        arrivals: in order.
+        scenario: with a load, they come at that share of the capacity instead of at their own pace.
+        capacity: of the engines, if it is known; else it is measured where it is needed.
+        on_decision: told of every entry of the flight recorder.
+
+    Raises ValueError if the policy is not known.
+    """
+    if scenario.policy not in POLICIES:
+        raise ValueError(f"policy {scenario.policy!r} is not known; choose {', '.join(sorted(POLICIES))}")
+    played = list(arrivals[: scenario.count])
+    if scenario.load:
+        rate = scenario.load * (capacity or capacity_of(arrivals, scenario))
+        played = scaled(played, rate / rate_of(played))
+    world = world_of(played, scenario, on_decision)
+    fates = world.run()
+    busy = sum(deployed.engine.busy_seconds for deployed in world.deployed.values())
+    utilisation = busy / (world.now * len(world.deployed)) if world.now else 0.0
+    metrics = metrics_of(Window(scenario.warm_up).of(fates), utilisation)
+    return Result(scenario, rate_of(played), fates, metrics)
+
+
+def world_of(
+    arrivals: Sequence[Arrival],
+    scenario: Scenario,
+    on_decision: Callable[[str, DecisionRecord], None] | None = None,
+) -> World:
+    """A world in which nothing has happened yet."""
+    engine = scenario.engine
+    requests = requests_of(arrivals, scenario.rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
+    core = SchedulerCore(MODEL, 1, POLICIES[scenario.policy], seed=scenario.seed)
+    return World(
+        core,
+        scenario.records(),
+        requests,
+        dispatch_seconds=scenario.dispatch_seconds,
+        tick_seconds=scenario.tick_seconds,
+        on_decision=on_decision,
+    )
+
+
+def capacity_of(arrivals: Sequence[Arrival], scenario: Scenario) -> float:
+    """Requests a second that full engines serve first come, first served, without an objective.
+
+    Measured: the first requests of the trace are all there at once; counted until the queue is empty, for the last
+    batches are not full.
+    """
+    some = [replace(one, seconds=0.0) for one in arrivals[:CAPACITY_REQUESTS]]
+    rules = Rules(classes=(SloClass("none", 1.0),), predictions=Predictions())
+    world = world_of(some, replace(scenario, policy="fifo", rules=rules))
+    fates = world.run()
+    emptied = max(fate.dispatch_seconds for fate in fates)
+    served = sum(fate.finish_seconds <= emptied for fate in fates)
+    return served / emptied if served else len(fates) / world.now
