@@ -14,7 +14,7 @@ from uellm_deployer.domain.plan import Objective
 from uellm_deployer.domain.sizing import Sizing
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
-from tests.support.deployer import CONFIG, CPU, GIB, SHAPE, a_spec, gpu
+from tests.support.deployer import CONFIG, CPU, GIB, SHAPE, a_spec, gpu, machine
 from uellm.rpc.errors import ResourceExhaustedError
 
 TIED = model_shape(CONFIG, (), "f" * 64)
@@ -153,6 +153,14 @@ def test_what_an_objective_for_time_needs_is_taken_and_no_more():
     plan = place(linked(*eight), output_token_slo_seconds=5e-3).plan
     assert [stage.device_ids for stage in plan.stages] == [("GPU-0",)]
     assert plan.objective_seconds <= 5e-3
+
+
+def test_what_other_machines_would_give_is_told_beside_the_plan():
+    halves = [gpu("GPU-a", free_gib=2.5), gpu("GPU-b", free_gib=2.4)]
+    more, faster = HelrPlanner().what_if(place(linked(*halves), max_batch_rows=32))
+    assert more == "one more like GPU-a: no change"
+    assert faster.startswith("links twice as fast: -")
+    assert HelrPlanner().what_if(place(machine(CPU))) == ()
 
 
 def test_the_second_best_is_told_with_what_it_lost_by():
