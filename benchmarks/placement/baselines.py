@@ -7,7 +7,7 @@ give a plan that does not fit: `Pricing.missing_bytes` tells.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, product
 from math import inf
 
 from uellm_deployer.domain.helr.cost import INFINITE, Pricing, Span
@@ -83,19 +83,19 @@ def petals(pricing: Pricing) -> list[Span] | None:
         held.append((device, start, start + length))
         for layer in range(start, start + length):
             served[layer] += 1 / max(1, int(c.decode[-1]))
-    paths: dict[tuple[int, int], tuple[float, list[Span]]] = {(0, -1): (0.0, [])}
-    for place in range(layers):
-        for (at, before), (cost, path) in [item for item in paths.items() if item[0][0] == place]:
-            for device, a, b in held:
-                hop = pricing.hop((before,), (device,))[0] if before >= 0 else 0
-                if a <= at < b and hop < INFINITE and (device,) not in [span.devices for span in path]:
-                    for last in range(at + 1, b + 1):
-                        curve = pricing.curves((device,)).decode
-                        total = cost + hop + int(curve[last] - curve[at])
-                        if total < paths.get((last, device), (inf, []))[0]:
-                            paths[last, device] = (total, [*path, Span((device,), at, last)])
-    ends = [found for (last, _), found in paths.items() if last == layers]
-    return min(ends, key=lambda found: found[0])[1] if ends else None
+    curves = {device: pricing.curves((device,)).decode.tolist() for device, _, _ in held}
+    paths = [dict[int, tuple[int, list[Span]]]() for _ in range(layers + 1)]
+    paths[0][-1] = (0, [])
+    for at in range(layers):
+        for (before, (cost, path)), (device, a, b) in product(paths[at].items(), held):
+            hop = pricing.hop((before,), (device,))[0] if before >= 0 else 0
+            if not a <= at < b or hop >= INFINITE or (device,) in [span.devices for span in path]:
+                continue
+            for last in range(at + 1, b + 1):
+                total = cost + hop + curves[device][last] - curves[device][at]
+                if total < paths[last].get(device, (INFINITE, []))[0]:
+                    paths[last][device] = (total, [*path, Span((device,), at, last)])
+    return min(paths[layers].values(), key=lambda found: found[0])[1] if paths[layers] else None
 
 
 BASELINES: dict[str, Baseline] = {

@@ -1,6 +1,6 @@
 """How long a placement takes, and what it gains over rules of others; JSON lines.
 
-    python benchmarks/placement/plan_time.py
+    python -m benchmarks.placement.plan_time
 
 Machines and models are made up here, in the sizes of real ones; each is solved once for every goal.
 """
@@ -8,16 +8,25 @@ Machines and models are made up here, in the sizes of real ones; each is solved 
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
-from baselines import BASELINES
+from uellm_deployer.domain import topology
+from uellm_deployer.domain.facts import model_shape
 from uellm_deployer.domain.helr.cost import PER_SECOND, Pricing
 from uellm_deployer.domain.helr.problem import Constraints, Device, Goal, Link, Model, Part, Problem, Workload
 from uellm_deployer.domain.helr.solve import solve
+from uellm_deployer.domain.placement import HelrPlanner
+from uellm_deployer.domain.plan import DeploymentSpec, Objective
+from uellm_deployer.domain.topology import Topology
+
+from benchmarks.placement.baselines import BASELINES
+from benchmarks.placement.cases import MODELS, llama
 
 GB = 10**9
 LOAD = Workload(8, 1024, 4, 8 * 8192 * 2, 1024 * 8192 * 2)
@@ -74,13 +83,56 @@ def baselines(problem: Problem) -> dict[str, dict[str, float] | None]:
     for name, rule in BASELINES.items():
         plan = rule(pricing)
         fits = plan is not None and not pricing.missing_bytes(plan)
-        price = pricing.price(plan) if fits and plan is not None else None
-        found[name] = price and {"lr_ms": 1e3 * price.latency / PER_SECOND, "ms": 1e3 * price.interval / PER_SECOND}
+        found[name] = None
+        if fits and plan is not None:
+            price = pricing.price(plan)
+            found[name] = {"lr_ms": 1e3 * price.latency / PER_SECOND, "ms": 1e3 * price.interval / PER_SECOND}
     return found
+
+
+def machine(devices: Iterable[Device], links: Iterable[Link]) -> Topology:
+    """The same as the deployer sees it."""
+    gpus = tuple(
+        topology.Device(
+            one.id, topology.DeviceKind.GPU, "", one.free_bytes, one.free_bytes, one.bandwidth, one.flops, one.node
+        )
+        for one in devices
+    )
+    joined = (
+        topology.Link(one.device_a, one.device_b, "NV12" if one.groups else "SYS", one.bandwidth, 1e-5, one.groups)
+        for one in links
+    )
+    return Topology(gpus, tuple(joined), "made up")
+
+
+def planned() -> Iterator[tuple[str, dict[str, Any], Topology]]:
+    """What a user plans: models with their configs, machines as a whole."""
+    large = llama(126, 16384, 53248, 128, 8, 131072) | {"vocab_size": 128256}
+    yield "70B on 8 different", MODELS["70B"], machine(*different(8, random.Random(1)))
+    yield "70B on 16 alike", MODELS["70B"], machine(*alike(16, 1))
+    yield "126 layers on 64 in 8 nodes", large, machine(*alike(64, 8))
+
+
+def measure_planner() -> None:
+    """What a user waits for: the plan with its alternatives, and what other machines would give."""
+    for name, config, there in planned():
+        shape = model_shape(config, (), "")
+        for objective in Objective:
+            spec = DeploymentSpec(name, "", objective=objective, max_batch_rows=8, context_tokens=4096)
+            start, seconds = time.process_time(), list[float]()
+            placed = HelrPlanner().place(spec, shape, there)
+            seconds.append(time.process_time() - start)
+            HelrPlanner().what_if(placed)
+            seconds.append(time.process_time() - start - seconds[0])
+            place, what_if = (round(one, 3) for one in seconds)
+            row = {"planner": name, "objective": objective, "place_cpu_s": place, "what_if_cpu_s": what_if}
+            stages = len(placed.plan.stages)
+            print(json.dumps(row | {"stages": stages, "load": os.getloadavg()[0]}), flush=True)
 
 
 def main() -> None:
     """Solve all."""
+    measure_planner()
     for name, problem in cases():
         for goal in Goal:
             wall, processor = time.perf_counter(), time.process_time()

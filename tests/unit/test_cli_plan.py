@@ -123,7 +123,7 @@ def test_the_machine_of_a_deployer(run: Run, config: Path, monkeypatch: pytest.M
     assert code == 0
     assert "embedding + 0 to 29 + head" in out
     assert "GPU-a" in out
-    assert "GPU-b: takes 2 times as long per step" in out
+    assert "GPU-b: takes 1.32 times as long per step" in out
 
 
 def test_the_example_of_the_documentation(run: Run, config: Path) -> None:

@@ -14,7 +14,7 @@ from uellm_deployer.domain.plan import Objective
 from uellm_deployer.domain.sizing import Sizing
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
-from tests.support.deployer import CONFIG, CPU, GIB, SHAPE, a_spec, gpu
+from tests.support.deployer import CONFIG, CPU, GIB, SHAPE, a_spec, gpu, machine
 from uellm.rpc.errors import ResourceExhaustedError
 
 TIED = model_shape(CONFIG, (), "f" * 64)
@@ -155,10 +155,20 @@ def test_what_an_objective_for_time_needs_is_taken_and_no_more():
     assert plan.objective_seconds <= 5e-3
 
 
+def test_what_other_machines_would_give_is_told_beside_the_plan():
+    halves = [gpu("GPU-a", free_gib=2.5), gpu("GPU-b", free_gib=2.4)]
+    more, faster = HelrPlanner().what_if(place(linked(*halves), max_batch_rows=32))
+    assert more == "one more like GPU-a: no change"
+    assert faster.startswith("links twice as fast: -")
+    assert HelrPlanner().what_if(place(machine(CPU))) == ()
+
+
 def test_the_second_best_is_told_with_what_it_lost_by():
-    placed = place(linked(gpu("GPU-a"), gpu("GPU-b", bandwidth=1.5e12), CPU))
+    placed = place(linked(gpu("GPU-a"), gpu("GPU-b", bandwidth=2e11), CPU))
     reasons = [reason for _, reason in placed.alternatives]
-    assert any(reason.startswith("GPU-b: takes 2 times as long") for reason in reasons)
+    slow = next(plan for plan, _ in placed.alternatives if plan.needs.keys() == {"GPU-b"})
+    ratio = slow.objective_seconds / placed.plan.objective_seconds
+    assert f"GPU-b: takes {ratio:.3g} times as long per step" in reasons
     assert any(reason.startswith("cpu0: takes") for reason in reasons)
     assert any(" then " in reason for reason in reasons), "two devices are an alternative"
     assert all(plan.plan_hash != placed.plan.plan_hash for plan, _ in placed.alternatives)

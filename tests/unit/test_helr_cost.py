@@ -53,6 +53,19 @@ def test_a_pipeline_by_hand() -> None:
     assert price.prefill == round(prefill * PER_SECOND)
 
 
+def test_a_pass_has_its_start_and_the_head_sees_one_token_of_a_prompt() -> None:
+    head = replace(MODEL.head, last_token_only=True, all_reduces=1)
+    model = replace(MODEL, layers=(replace(LAYER, start_seconds=0.25),) * 4, head=head)
+    before, after = (Pricing(replace(PROBLEM, model=one)).price([Span((0,), 0, 4)]) for one in (MODEL, model))
+    assert after.latency - before.latency == 4 * PER_SECOND // 4
+    # The head: 400 bytes / 1000 against 100 * 20 operations / 1000, and then against 20 / 1000.
+    assert after.prefill - before.prefill == round((4 * 0.25 - (2.0 - 0.4)) * PER_SECOND)
+    shared = Pricing(replace(PROBLEM, model=model)).price([Span((0, 1), 0, 4)])
+    by_token, by_prompt = (all_reduce_seconds(2, size, 100.0, 0.5) for size in (40, 2000))
+    prefill = 4 * (0.25 + 100 * 50 / 2 / 50 + 2 * by_prompt) + 5 / 500 + 200 / 500 + by_token
+    assert shared.prefill == round(prefill * PER_SECOND)
+
+
 def test_with_one_step_in_flight_the_interval_is_the_latency() -> None:
     alone = replace(PROBLEM, workload=replace(LOAD, micro_batches=1))
     price = Pricing(alone).price([Span((0,), 0, 3), Span((1,), 3, 4)])

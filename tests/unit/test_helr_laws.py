@@ -239,6 +239,16 @@ def test_sensitivities_are_solved_again() -> None:
     assert 0.9 < found["links twice as fast"].latency_ratio < 1
 
 
+def test_one_more_of_each_speed_is_asked_for_however_full_they_are() -> None:
+    devices, links = machine(4, gib=20)
+    free = (-2, -1, 0, -3)
+    used = tuple(replace(device, free_bytes=device.free_bytes + n) for device, n in zip(devices, free, strict=True))
+    slow = replace(used[3], bandwidth=used[3].bandwidth / 2)
+    problem = Problem(model(30), LOAD, (*used[:3], slow), links)
+    changes = [found.change for found in sensitivities(problem, solve(problem))]
+    assert changes == ["one more like gpu2", "one more like gpu3", "links twice as fast"]
+
+
 def test_nodes_that_are_nearly_alike() -> None:
     """No two devices have the same free memory: the nodes are searched as alike, and the bounds stay near."""
     devices, links = machine(64, groups=True, nodes=8)

@@ -128,7 +128,7 @@ def _planned(spec: DeploymentSpec, topology: Topology) -> PlanDeploymentResponse
     wanted, machine, planner = decoding.spec(spec), decoding.topology(topology), HelrPlanner()
     shape = read_shape(wanted.weights_path)
     placed = planner.place(wanted, shape, machine)
-    return encoding.planned_message(placed, planner.what_if(wanted, shape, machine))
+    return encoding.planned_message(placed, planner.what_if(placed))
 
 
 def _placed(planned: DeploymentPlan) -> list[Placed]:

@@ -66,9 +66,8 @@ class DeployerServicer(DeployerServiceServicer):
     ) -> deployer_pb2.PlanDeploymentResponse:
         """Plans; nothing changes."""
         machine = decoding.topology(request.topology) if request.HasField("topology") else None
-        spec = decoding.spec(request.spec)
-        placed = await self._planning.plan(spec, machine)
-        return encoding.planned_message(placed, await self._planning.what_if(spec, machine))
+        placed = await self._planning.plan(decoding.spec(request.spec), machine)
+        return encoding.planned_message(placed, await self._planning.what_if(placed))
 
     async def CreateDeployment(
         self,

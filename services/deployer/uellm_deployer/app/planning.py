@@ -59,10 +59,9 @@ class Planning:
         # In a thread: a search may take seconds, in which others are to be answered.
         return await asyncio.to_thread(self._planner.place, spec, shape, topology)
 
-    async def what_if(self, spec: DeploymentSpec, machine: Topology | None = None) -> tuple[str, ...]:
-        """In words: what one more device of each sort, or faster links, would give. Errors as of `plan`."""
-        shape = await self._library.shape(spec.weights_path)
-        return await asyncio.to_thread(self._planner.what_if, spec, shape, machine or await self._available([]))
+    async def what_if(self, placed: Placed) -> tuple[str, ...]:
+        """In words: what one more device of each sort, or faster links, would give."""
+        return await asyncio.to_thread(self._planner.what_if, placed)
 
     async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:
         """Check once more that the plan fits, beside what is loaded; ResourceExhaustedError with the numbers.

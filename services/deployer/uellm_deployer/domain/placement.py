@@ -25,11 +25,22 @@ KINDS = (DeviceKind.GPU, DeviceKind.CPU)
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The best placement on the devices of one kind."""
+
+    sizing: Sizing
+    problem: Problem
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
     """The best plan, and what lost with the reason, best first."""
 
     plan: DeploymentPlan
     alternatives: tuple[tuple[DeploymentPlan, str], ...]
+    answer: Answer
+    """The search's, from which more can be asked."""
 
 
 class Planner(Protocol):
@@ -44,17 +55,8 @@ class Planner(Protocol):
                 numbers.
         """
 
-    def what_if(self, spec: DeploymentSpec, shape: ModelShape, topology: Topology) -> tuple[str, ...]:
-        """In words: what one more device of each sort, or faster links, would give. Errors as of `place`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The best placement on the devices of one kind."""
-
-    sizing: Sizing
-    problem: Problem
-    placement: Placement
+    def what_if(self, placed: Placed) -> tuple[str, ...]:
+        """In words: what one more device of each sort, or faster links, would give beside this."""
 
 
 class HelrPlanner:
@@ -65,10 +67,9 @@ class HelrPlanner:
         able, tried, answers = self._answers(spec, shape, topology)
         return _placed(answers, able, tried, topology)
 
-    def what_if(self, spec: DeploymentSpec, shape: ModelShape, topology: Topology) -> tuple[str, ...]:
+    def what_if(self, placed: Placed) -> tuple[str, ...]:
         """Solve for some other machines. A CPU is not one of several: another one is no question."""
-        _, _, answers = self._answers(spec, shape, topology)
-        best = answers[0]
+        best, spec = placed.answer, placed.plan.spec
         if best.sizing.kind is DeviceKind.CPU and len(best.problem.devices) == 1:
             return ()
         goal, slo = Goal(spec.objective.value), _slo(spec)
@@ -128,7 +129,7 @@ def _placed(
     others += [(best.sizing, elsewhere) for elsewhere in _elsewhere(best)]
     others += [(answer.sizing, answer.placement.plan) for answer in answers[1:]]
     losers = [_deployment_plan(replace(best, sizing=sizing), other, topology) for sizing, other in others]
-    return Placed(plan, tuple((loser, lost_by(loser, plan)) for loser in losers))
+    return Placed(plan, tuple((loser, lost_by(loser, plan)) for loser in losers), best)
 
 
 def _devices(plan: Plan) -> frozenset[str]:

@@ -8,7 +8,7 @@ from uellm_deployer.domain.helr import problem as helr
 from uellm_deployer.domain.helr.result import CopyPlan, StagePlan
 from uellm_deployer.domain.layers import LayerFacts
 from uellm_deployer.domain.plan import Stage, StepTime
-from uellm_deployer.domain.roofline import Load, Rates, step_time
+from uellm_deployer.domain.roofline import LAYER_SECONDS, Load, Rates, step_time
 from uellm_deployer.domain.sizing import Sizing
 from uellm_deployer.domain.topology import Device, Link, Topology
 
@@ -51,6 +51,7 @@ def _model(sizing: Sizing) -> helr.Model:
             kv_read_bytes=round(rows * (facts.kv_bytes_per_token * reach + facts.kv_fixed_bytes)),
             flops_per_token=facts.flops_per_token + facts.flops_per_context_token * reach,
             all_reduces=2,
+            start_seconds=LAYER_SECONDS[sizing.kind],
         )
 
     return helr.Model(
@@ -61,6 +62,7 @@ def _model(sizing: Sizing) -> helr.Model:
             read_bytes=parts.head.active_weight_bytes,
             flops_per_token=parts.head.flops_per_token,
             all_reduces=1,
+            last_token_only=True,
         ),
         shared_bytes=parts.tied_bytes,
         activation_bytes=sizing.activation_bytes + sizing.copied_kv_bytes,
@@ -112,13 +114,15 @@ def times_of(copy: CopyPlan, sizing: Sizing, topology: Topology) -> StepTime:
 def _load(stage: StagePlan, sizing: Sizing, topology: Topology) -> Load:
     parts = sizing.parts
     layers = parts.layers[stage.first_layer : stage.first_layer + stage.layer_count]
-    computing = [*layers, *[parts.head] * stage.head]
+    computing, layer_flops = [*layers, *[parts.head] * stage.head], sum(layer.flops_per_token for layer in layers)
     (device,) = (one for one in topology.devices if one.id == stage.device_ids[0])
     return Load(
         rates=Rates.of(device),
         step_bytes=sum(part.active_weight_bytes for part in computing),
         row_bytes=parts.embedding.active_weight_bytes if stage.embedding else 0,
         row_flops=sum(part.flops_per_token for part in computing),
+        prompt_token_flops=layer_flops,
         context_token_bytes=sum(layer.kv_bytes_per_token for layer in layers),
+        start_seconds=len(layers) * LAYER_SECONDS[device.kind],
         hop_seconds=stage.hop_seconds,
     )

@@ -12,8 +12,17 @@ BANDWIDTH_EFFICIENCY = 0.8
 """Share of the peak memory bandwidth that kernels reach: AIConfigurator's memory-bandwidth scaling factor. Bandwidth of
 a CPU is measured with a copy, so it is taken whole."""
 
-FLOPS_EFFICIENCY = 0.5
-"""Share of peak arithmetic that a prefill is expected to reach. An assumption, replaced by the first observations."""
+FLOPS_EFFICIENCY = 0.65
+"""Share of a GPU's peak arithmetic that a prefill is expected to reach, until the first observations: large products
+reach 0.80 to 0.87 (H100, A100: measured for stas00/ml-engineering), and a fifth of the time goes to what only moves
+activations: norms, rotary embedding, gates, softmax."""
+
+CPU_FLOPS_EFFICIENCY = 0.5
+"""Of the rate that was measured with a large product: an assumption, replaced by the first observations."""
+
+LAYER_SECONDS = {DeviceKind.GPU: 30e-6, DeviceKind.CPU: 0.0}
+"""Of each layer in each pass, besides: on a GPU some ten kernels wait for each other, each for its first bytes from
+memory (3 microseconds, AIConfigurator's memory latency). What a framework adds on the host is measured."""
 
 # Slow devices of each kind, assumed where a device does not tell its rates: (bytes/s, operations/s).
 ASSUMED = {DeviceKind.GPU: (300e9, 30e12), DeviceKind.CPU: (10e9, 50e9)}
@@ -42,6 +51,7 @@ class Rates:
             bandwidth=device.memory_bandwidth or bandwidth,
             flops=device.flops or flops,
             bandwidth_efficiency=1.0 if measured else BANDWIDTH_EFFICIENCY,
+            flops_efficiency=CPU_FLOPS_EFFICIENCY if device.kind is DeviceKind.CPU else FLOPS_EFFICIENCY,
             assumed=not (device.memory_bandwidth and device.flops),
         )
 
@@ -56,8 +66,13 @@ class Load:
     row_bytes: float
     """Read for each row."""
     row_flops: float
+    """For each row of a decode step."""
+    prompt_token_flops: float
+    """For each token of a prompt: the head computes its last one only."""
     context_token_bytes: float
     """Read for each token of context."""
+    start_seconds: float = 0.0
+    """Of every step, whatever it computes."""
     hop_seconds: float = 0.0
     """To the next stage, of one row."""
 
@@ -71,11 +86,11 @@ def step_time(stages: Iterable[Load]) -> StepTime:
     unknown = False
     for stage in stages:
         bandwidth = stage.rates.bandwidth * stage.rates.bandwidth_efficiency
-        computing = stage.row_flops / (stage.rates.flops * stage.rates.flops_efficiency)
-        base += stage.step_bytes / bandwidth + stage.hop_seconds
-        per_row += computing + stage.row_bytes / bandwidth
+        flops = stage.rates.flops * stage.rates.flops_efficiency
+        base += stage.step_bytes / bandwidth + stage.start_seconds + stage.hop_seconds
+        per_row += stage.row_flops / flops + stage.row_bytes / bandwidth
         per_token += stage.context_token_bytes / bandwidth
-        prefill += computing
+        prefill += stage.prompt_token_flops / flops
         unknown = unknown or stage.rates.assumed
     return StepTime(
         base_seconds=base,

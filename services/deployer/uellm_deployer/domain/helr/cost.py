@@ -159,11 +159,13 @@ class Pricing:
 
         def decode(part: Part) -> int:
             read = part.read_bytes / size + part.kv_read_bytes / split
-            return picoseconds(roofline(read, load.rows * part.flops_per_token) + part.all_reduces * decode_reduce)
+            computing = roofline(read, load.rows * part.flops_per_token)
+            return picoseconds(part.start_seconds + computing + part.all_reduces * decode_reduce)
 
         def prefill(part: Part) -> int:
-            operations = load.prompt_tokens * part.flops_per_token
-            return picoseconds(roofline(part.read_bytes / size, operations) + part.all_reduces * prefill_reduce)
+            tokens, reduce = (1, decode_reduce) if part.last_token_only else (load.prompt_tokens, prefill_reduce)
+            computing = roofline(part.read_bytes / size, tokens * part.flops_per_token)
+            return picoseconds(part.start_seconds + computing + part.all_reduces * reduce)
 
         def held(part: Part) -> int:
             return -(-part.weight_bytes // size) - (-part.kv_bytes // split)

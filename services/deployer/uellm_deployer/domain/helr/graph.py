@@ -104,7 +104,7 @@ class _Growth:
         sizes = self._units[last.unit].sizes
         for number in self._of_unit[last.unit]:
             kind = self._kinds[number]
-            takes = tuple(a + b for a, b in zip(state.takes, kind.takes, strict=True))
+            takes = tuple(map(int.__add__, state.takes, kind.takes))
             if all(map(int.__le__, takes, sizes)) and (self._free or _ascends(last.takes, kind.takes)):
                 yield (
                     State(state.nodes, takes, number, state.devices + kind.size),

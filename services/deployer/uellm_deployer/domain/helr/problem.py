@@ -29,6 +29,10 @@ class Part:
     flops_per_token: float = 0.0
     all_reduces: int = 0
     """Of a token's activations, when a group shares the part."""
+    start_seconds: float = 0.0
+    """Of a pass, whatever it computes, and however many share the part: kernels that wait for each other."""
+    last_token_only: bool = False
+    """Whether a prompt passes through it with its last token only: an output head."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 
 from uellm_deployer.domain.helr import goals
@@ -53,9 +52,7 @@ def solve(
     else:
         copies = _copies(search, goals.lr(search) if goal is Goal.LR else goals.he(search))
     plan = describe(true, copies)
-    bounds = _bounds(looser, goal, slack, plan, bottleneck=goal is Goal.HELR and slo is None)
-    if exact:
-        bounds = replace(bounds, latency_seconds=plan.latency_seconds)
+    bounds = _bounds(looser, goal, slack, plan, bottleneck=goal is Goal.HELR and slo is None, exact=exact)
     return Placement(goal, plan, exact, bounds, alternatives(true, search, goal, plan) if with_alternatives else ())
 
 
@@ -75,15 +72,17 @@ def _cheapest(search: Search, slo: Slo) -> tuple[Copy, ...]:
     raise SloUnreachableError(seconds(first), seconds(output))
 
 
-def _bounds(search: Search, goal: Goal, slack: float, plan: Plan, *, bottleneck: bool) -> Bounds:
-    """What no plan falls below; the plan was found in the searched problem, or in a harder one."""
+def _bounds(search: Search, goal: Goal, slack: float, plan: Plan, *, bottleneck: bool, exact: bool) -> Bounds:
+    """What no plan falls below; the plan is the best of the searched problem, or was found in a harder one."""
     latency = search.latencies()
     fewest = int(search.devices[latency < LONGEST].min())
     if not bottleneck:
         # What is best for HE or an SLO has no more devices than what was found.
         admitted = latency if goal is Goal.LR else latency[search.devices <= plan.device_count]
-        return Bounds(seconds(int(admitted.min())), None, fewest)
+        return Bounds(plan.latency_seconds if exact else seconds(int(admitted.min())), None, fewest)
     interval, copies = search.least_bottleneck()
+    if exact:
+        return Bounds(plan.latency_seconds, seconds(interval) / copies, fewest)
     # The bottleneck that was found is at least the least there is: this admits at least what HELR admits.
     within = (1 + Fraction(slack)) * (Fraction(plan.bottleneck_seconds) * PER_SECOND + 1)
     found = goals.within(search, within)

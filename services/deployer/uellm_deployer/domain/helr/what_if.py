@@ -32,16 +32,20 @@ class Sensitivity:
 def sensitivities(
     problem: Problem, before: Placement | None, goal: Goal = Goal.HELR, *, slack: float = SLACK, slo: Slo | None = None
 ) -> tuple[Sensitivity, ...]:
-    """One more device of each sort, and links twice as fast. `before` is the answer for the problem itself."""
+    """One more device of each speed, with as much memory as any of it has free; and links twice as fast.
+
+    `before` is the answer for the problem itself.
+    """
     return tuple(_compare(change, other, before, goal, slack, slo) for change, other in _changes(problem))
 
 
 def _changes(problem: Problem) -> Iterator[tuple[str, Problem]]:
-    seen = set()
+    emptiest: dict[tuple[float, float], Device] = {}
     for device in problem.devices:
-        if (sort := (device.speed, device.free_bytes)) not in seen:
-            seen.add(sort)
-            yield f"one more like {device.id}", with_twin(problem, device)
+        if (known := emptiest.get(device.speed)) is None or device.free_bytes > known.free_bytes:
+            emptiest[device.speed] = device
+    for device in emptiest.values():
+        yield f"one more like {device.id}", with_twin(problem, device)
     if problem.links:
         links = tuple(
             replace(link, bandwidth=2 * link.bandwidth, latency_seconds=link.latency_seconds / 2)
