@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import grpc
@@ -63,7 +64,14 @@ def stubs(triton: EmbeddedTriton) -> list[psutil.Process]:
 class Deployer:
     """The service as a process."""
 
-    def __init__(self, root: Path, triton: EmbeddedTriton, redis_url: str, secret: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        triton: EmbeddedTriton,
+        redis_url: str,
+        secret: str = "",
+        flags: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.root, self.triton = root, triton
         self.address = f"127.0.0.1:{free_port()}"
         settings = {
@@ -72,6 +80,7 @@ class Deployer:
             "repository": str(root),
             "triton-endpoint": triton.address,
             "triton-control-key": CONTROL_KEY,
+            **flags,
         }
         self.log = root.parent / f"deployer-{self.address.rpartition(':')[2]}.log"
         self.process = ManagedProcess(

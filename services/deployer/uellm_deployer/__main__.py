@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from uellm.rpc.logging import configure_logging
 from uellm.rpc.server import run, serve
 from uellm.rpc.settings import load
 from uellm.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from uellm_deployer.adapters.docker_host import DockerHost
 from uellm_deployer.adapters.journal import FileJournal, JournalError
 from uellm_deployer.adapters.machine import Machine
 from uellm_deployer.adapters.model_folder import ModelFolders
@@ -28,12 +30,14 @@ from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyEr
 from uellm_deployer.adapters.system_clock import SystemClock
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
+from uellm_deployer.adapters.triton_host import FixedHost, LocalHost
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
+from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
-from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
+from uellm_deployer.app.ports import ModelServer, Publisher, Renderer, TritonHost
 from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.app.rollback import RollbackDeployment
@@ -65,13 +69,23 @@ def build(
     planning = Planning(book, Machine(Nvml.open()), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
-    keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
+    restart = RestartTriton(book, removal, server, host_of(settings), clock)
+    keeper = Keeper(book, operations, removal, renderer, repository, server, publisher, restart)
     delete = DeleteDeployment(book, operations, removal)
     traffic = SetTraffic(book, operations, publisher)
     rollback = RollbackDeployment(book, operations, create)
-    reconcile = Reconcile(book, operations, keeper, repository, server, publisher)
+    reconcile = Reconcile(book, operations, keeper, repository, server, publisher, restart)
     servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
     return Application(book, operations, keeper, servicer)
+
+
+def host_of(settings: DeployerSettings) -> TritonHost:
+    """Who can restart Triton."""
+    if settings.triton_host == "local" and settings.triton_state is not None:
+        return LocalHost(settings.triton_state, os.environ)
+    if settings.triton_host == "compose":
+        return DockerHost(settings.docker_socket, settings.triton_container)
+    return FixedHost(settings.triton_endpoint)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:

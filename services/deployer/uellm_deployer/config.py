@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from uellm.rpc.config import Address
 from uellm.rpc.settings import ServiceSettings
@@ -29,3 +30,18 @@ class DeployerSettings(ServiceSettings):
     """Secret of the same flag. Better set by environment than by flag."""
     load_timeout_seconds: float = Field(default=1800.0, gt=0, examples=[1800])
     """How long Triton may take to load a model, in seconds."""
+    triton_host: Literal["fixed", "local", "compose"] = Field(default="fixed", examples=["compose"])
+    """Who can start Triton again: `fixed`: nobody that the deployer knows; `local`: the `uellm up` of
+    `--triton-state`; `compose`: the Docker Engine behind `--docker-socket`."""
+    triton_state: Path | None = Field(default=None, examples=[".uellm"])
+    """State folder of the stack that runs Triton, for `--triton-host local`."""
+    docker_socket: Path = Field(default=Path("/var/run/docker.sock"), examples=["/var/run/docker.sock"])
+    """Socket of the Docker Engine, for `--triton-host compose`. Whoever reaches it rules the machine."""
+    triton_container: str = Field(default="", pattern="[a-zA-Z0-9_.-]*", examples=["uellm-triton-1"])
+    """Name of Triton's container, for `--triton-host compose`. Empty: the one of Compose's service `triton`."""
+
+    @model_validator(mode="after")
+    def _host_is_complete(self) -> Self:
+        if self.triton_host == "local" and self.triton_state is None:
+            raise ValueError("--triton-host local needs --triton-state, the state folder of the `uellm up`")
+        return self

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from uellm.rpc.errors import FailedPreconditionError, PermissionDeniedError, UellmError, UnavailableError
 from uellm_deployer.adapters.engine_client import describe, infer
 from uellm_deployer.adapters.triton_config import PLAN_HASH
-from uellm_deployer.app.ports import EngineReport
+from uellm_deployer.app.ports import UNLOAD_TIMEOUT, EngineReport
 from uellm_deployer.backends.vllm.contract import NOT_INSTALLED
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class TritonControl:
                 raise UnavailableError(
                     f"Triton has not unloaded {name} within {self._times.unload:g} s: a request still holds it. "
                     "It is tried again; restarting Triton frees it for certain.",
-                    reason="UNLOAD_TIMEOUT",
+                    reason=UNLOAD_TIMEOUT,
                 )
             await asyncio.sleep(self._times.poll)
 
