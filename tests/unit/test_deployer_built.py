@@ -62,7 +62,7 @@ def spec(**changes: Any):
 
 
 def nvlinked(*devices) -> Topology:
-    links = [Link(a.id, b.id, "NV12", 300e9, 2e-6, True) for a, b in combinations(devices, 2)]
+    links = [Link(a.id, b.id, "NV12", 300e9, 2e-6, peer_access=True) for a, b in combinations(devices, 2)]
     return Topology((*devices, CPU), tuple(links), "test")
 
 

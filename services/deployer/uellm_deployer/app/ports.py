@@ -31,6 +31,8 @@ class RepositoryEntry:
 
     name: str
     files: Mapping[str, bytes]
+    engine: RepositoryEntry | None = None
+    """A second Triton model that this one speaks to, `engine_model(name)`: it comes before it and goes after it."""
 
 
 @dataclass(frozen=True, slots=True)
