@@ -86,7 +86,7 @@ def test_the_plan_is_the_one_that_was_built():
     assert [(stage.first_layer, stage.layer_count) for stage in plan.stages] == [(0, 15), (15, 15)]
     assert [(stage.embedding, stage.head) for stage in plan.stages] == [(True, False), (False, True)]
     assert [stage.weight_bytes for stage in plan.stages] == [3 * GIB + 7, 4 * GIB], "of the largest rank"
-    assert plan.devices == ("cuda:0,cuda:1", "cuda:2,cuda:3")
+    assert plan.devices == ("cuda:0", "cuda:1", "cuda:2", "cuda:3")
     assert plan.facts.weight_bytes == 2 * (3 * GIB + 7) + 8 * GIB
     assert (plan.spec.dtype, plan.spec.context_tokens) == ("float16", 4096)
     assert plan.facts.kv_bytes_per_token == 30 * 2 * 8 * 128 * 2

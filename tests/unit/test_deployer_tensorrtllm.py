@@ -74,7 +74,7 @@ def test_the_front_is_told_of_its_engine(entry):
     assert parameters["engine_model"] == entry.engine.name
     facts = facts_of(parameters["facts"])
     assert facts["kv_bytes_per_token"] == PLAN.facts.kv_bytes_per_token
-    assert facts["device"] == "cuda:0,cuda:1 cuda:2,cuda:3"
+    assert facts["device"] == "cuda:0 cuda:1 cuda:2 cuda:3"
     assert {"1/model.py", "1/uellm_backends/tensorrtllm/engine.py"} < set(entry.files)
 
 

@@ -71,8 +71,7 @@ def engine_entry(plan: DeploymentPlan, engine_folder: str) -> RepositoryEntry:
 
 
 def _parameters(plan: DeploymentPlan, engine_folder: str) -> dict[str, str]:
-    # Ranks go through the devices of a stage first.
-    devices = [name.removeprefix(_PREFIX) for stage in plan.devices for name in stage.split(",")]
+    devices = [name.removeprefix(_PREFIX) for name in plan.devices]  # ranks are in the same order
     return {
         PLAN_HASH: plan.plan_hash,
         contract.ENGINE_PATH: engine_folder,

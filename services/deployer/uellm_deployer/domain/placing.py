@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uellm_deployer.domain.fixed_split import folded, realisable
 from uellm_deployer.domain.helr import problem as helr
 from uellm_deployer.domain.helr.result import CopyPlan, StagePlan
 from uellm_deployer.domain.layers import LayerFacts
@@ -26,7 +25,7 @@ def problem_of(
     # What a link carries that has no bandwidth is not known: nothing is sent over it.
     links = [link for link in topology.links if {link.device_a, link.device_b} <= allowed and link.bandwidth > 0]
     return helr.Problem(
-        model=folded(_model(sizing), sizing.shape.built),
+        model=_model(sizing),
         workload=helr.Workload(
             rows=rows,
             prompt_tokens=PROBE_PROMPT_TOKENS,
@@ -35,7 +34,7 @@ def problem_of(
         ),
         devices=tuple(_device(device, sizing.framework_bytes) for device in devices),
         links=tuple(map(_link, links)),
-        constraints=realisable(sizing.engine, sizing.shape.built, max_copies),
+        constraints=helr.Constraints(max_stages=sizing.engine.max_stages, max_copies=max_copies),
     )
 
 
