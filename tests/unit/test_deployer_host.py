@@ -169,6 +169,7 @@ def test_settings_choose_the_host(capsys, tmp_path):
 async def test_a_fixed_triton_is_refused_with_what_to_do():
     host = FixedHost("triton:8001")
     assert await host.environment() == {}
+    assert await FixedHost("triton:8001", "2,3").environment() == {"CUDA_VISIBLE_DEVICES": "2,3"}
     for attempt in (host.check, host.restart):
         with pytest.raises(FailedPreconditionError, match=r"triton:8001.*--triton-host") as refused:
             await attempt()

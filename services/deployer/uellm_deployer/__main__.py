@@ -22,7 +22,7 @@ from uellm.rpc.settings import load
 from uellm.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
 from uellm_deployer.adapters.docker_host import DockerHost
 from uellm_deployer.adapters.journal import FileJournal, JournalError
-from uellm_deployer.adapters.machine import Machine
+from uellm_deployer.adapters.machine import Machine, SeenByTriton
 from uellm_deployer.adapters.model_folder import ModelFolders
 from uellm_deployer.adapters.nvml import Nvml
 from uellm_deployer.adapters.publisher import RedisPublisher
@@ -66,10 +66,11 @@ def build(
     clock = SystemClock()
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
-    planning = Planning(book, Machine(Nvml.open()), ModelFolders(), HelrPlanner())
+    host = host_of(settings)
+    planning = Planning(book, SeenByTriton(Machine(Nvml.open()), host), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
-    restart = RestartTriton(book, removal, server, host_of(settings), clock)
+    restart = RestartTriton(book, removal, server, host, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher, restart)
     delete = DeleteDeployment(book, operations, removal)
     traffic = SetTraffic(book, operations, publisher)
@@ -85,7 +86,7 @@ def host_of(settings: DeployerSettings) -> TritonHost:
         return LocalHost(settings.triton_state, os.environ)
     if settings.triton_host == "compose":
         return DockerHost(settings.docker_socket, settings.triton_container)
-    return FixedHost(settings.triton_endpoint)
+    return FixedHost(settings.triton_endpoint, settings.triton_visible_devices)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:

@@ -33,6 +33,8 @@ class DeployerSettings(ServiceSettings):
     triton_host: Literal["fixed", "local", "compose"] = Field(default="fixed", examples=["compose"])
     """Who can start Triton again: `fixed`: nobody that the deployer knows; `local`: the `uellm up` of
     `--triton-state`; `compose`: the Docker Engine behind `--docker-socket`."""
+    triton_visible_devices: str = Field(default="", examples=["2,3"])
+    """Triton's `CUDA_VISIBLE_DEVICES`, if it has one and its host is `fixed`. Empty: it sees all GPUs."""
     triton_state: Path | None = Field(default=None, examples=[".uellm"])
     """State folder of the stack that runs Triton, for `--triton-host local`."""
     docker_socket: Path = Field(default=Path("/var/run/docker.sock"), examples=["/var/run/docker.sock"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from uellm.local.state import StateFolder
 from uellm.rpc.errors import FailedPreconditionError, UnavailableError
+from uellm_deployer.domain.visible import VARIABLE
 
 PART = "triton"
 """Name of Triton's part in a local stack."""
@@ -21,12 +22,14 @@ POLL_SECONDS = 0.05
 class FixedHost:
     """A Triton that was there before, at an endpoint."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, visible_devices: str = "") -> None:
+        """`visible_devices` is what somebody says of its `CUDA_VISIBLE_DEVICES`; empty: it has none."""
         self._endpoint = endpoint
+        self._visible_devices = visible_devices
 
     async def environment(self) -> Mapping[str, str]:
-        """Not known."""
-        return {}
+        """What was said of it."""
+        return {VARIABLE: self._visible_devices} if self._visible_devices else {}
 
     async def check(self) -> None:
         """Always refuses."""
