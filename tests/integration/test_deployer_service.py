@@ -8,9 +8,8 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 import grpc
@@ -64,14 +63,7 @@ def stubs(triton: EmbeddedTriton) -> list[psutil.Process]:
 class Deployer:
     """The service as a process."""
 
-    def __init__(
-        self,
-        root: Path,
-        triton: EmbeddedTriton,
-        redis_url: str,
-        secret: str = "",
-        flags: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, root: Path, triton: EmbeddedTriton, redis_url: str, secret: str = "") -> None:
         self.root, self.triton = root, triton
         self.address = f"127.0.0.1:{free_port()}"
         settings = {
@@ -80,7 +72,6 @@ class Deployer:
             "repository": str(root),
             "triton-endpoint": triton.address,
             "triton-control-key": CONTROL_KEY,
-            **flags,
         }
         self.log = root.parent / f"deployer-{self.address.rpartition(':')[2]}.log"
         self.process = ManagedProcess(

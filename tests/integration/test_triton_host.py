@@ -19,14 +19,11 @@ from uellm_deployer.app.ports import JournalEntry
 from uellm_deployer.app.removal import Removal
 from uellm_deployer.domain.deployment import State
 
-from tests.integration.test_deployer_service import LIMIT_SECONDS, Deployer
 from tests.support.deployer import DeployerWorld
-from tests.support.tiny_model import make_tiny_model
-from tests.support.triton import StaticEngineClient, start_triton, state
+from tests.support.triton import start_triton
 from uellm.local.state import StateFolder
 from uellm.local.supervise import Part, Supervisor
 from uellm.local.triton import CONTROL_KEY, EmbeddedTriton
-from uellm.v1 import deployer_pb2 as pb
 
 STUCK_MODEL = """
 import time
@@ -65,25 +62,6 @@ def supervised(folder: Path) -> Iterator[tuple[EmbeddedTriton, Part]]:
             triton.stop()
 
 
-def test_reconcile_restarts_triton_and_everything_serves_again(tmp_path, redis_server):
-    weights = make_tiny_model(tmp_path / "tiny")
-    with supervised(tmp_path) as (triton, part):
-        flags = {"triton-host": "local", "triton-state": str(tmp_path / "stack")}
-        with Deployer(tmp_path / "root", triton, redis_server.url, flags=flags) as deployer:
-            deployer.process.wait_ready(LIMIT_SECONDS)
-            deployer.create("one", weights, model="host")
-            first = part.process.pid
-            request = pb.ReconcileRequest(restart_triton=True)
-            drifts = deployer.stub.Reconcile(request, timeout=3 * LIMIT_SECONDS).drifts  # loads the model, too
-            assert [drift.subject for drift in drifts] == ["triton", "deployments/one"]
-            assert (part.restarts, part.process.pid == first) == (1, False)
-            (name,) = (entry for entry in deployer.files() if entry.startswith("host--"))
-            assert state(triton, name) == "READY"
-            answer = StaticEngineClient(triton, name).run({"r": {"prompt": "Hello", "max_tokens": 3}})
-            assert answer.rows["r"].finish_reason
-            assert deployer.call("Reconcile", pb.ReconcileRequest()).drifts == []
-
-
 async def test_a_model_that_never_unloads_is_freed_by_the_keeper(tmp_path):
     """Its `finalize` does not end, so that Triton says UNLOADING until it is restarted."""
     with supervised(tmp_path) as (triton, part):
@@ -98,7 +76,7 @@ async def test_a_model_that_never_unloads_is_freed_by_the_keeper(tmp_path):
             clock = SystemClock()
             removal = Removal(world.book, world.repository, control, world.publisher, clock)
             host = LocalHost(tmp_path / "stack", os.environ)
-            restart = RestartTriton(world.book, removal, control, host, clock)
+            restart = RestartTriton(world.book, removal, control, world.publisher, host, clock)
             outside = (world.repository, control, world.publisher)
             keeper = Keeper(world.book, world.operations, removal, world.renderer, *outside, restart)
             await control.load(name)

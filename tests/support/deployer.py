@@ -252,7 +252,7 @@ class DeployerWorld:
         self.rollback = RollbackDeployment(self.book, self.operations, self.creation)
         self.traffic = SetTraffic(self.book, self.operations, self.publisher)
         self.host = FakeHost(self.faults, self.triton)
-        self.restart = RestartTriton(self.book, self.removal, self.triton, self.host, self.clock)
+        self.restart = RestartTriton(self.book, self.removal, self.triton, self.publisher, self.host, self.clock)
         self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside, self.restart)
         self.reconcile = Reconcile(self.book, self.operations, self.keeper, *outside, self.restart)
 

@@ -56,6 +56,8 @@ async def test_what_serves_is_drained_and_loaded_again(world):
         Drift("triton", "a restart is asked for", f"restarted; drained before and loaded again: {ONE}"),
         Drift(ONE, "Triton does not serve it", "loaded again"),
     ]
+    states = [state for _, state in world.publisher.history]
+    assert states == [State.READY, State.DRAINING, State.READY, State.READY], "queries may come while it is loaded"
     assert len(restarted_at) == 1
     assert 7 <= restarted_at[0] < 8
     assert world.triton.loaded == {world.book.deployment(ONE).plan.triton_model}

@@ -70,7 +70,7 @@ def build(
     planning = Planning(book, SeenByTriton(Machine(Nvml.open()), host), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
-    restart = RestartTriton(book, removal, server, host, clock)
+    restart = RestartTriton(book, removal, server, publisher, host, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher, restart)
     delete = DeleteDeployment(book, operations, removal)
     traffic = SetTraffic(book, operations, publisher)

@@ -8,7 +8,7 @@ import structlog
 
 from uellm.rpc.errors import FailedPreconditionError, UnavailableError
 from uellm_deployer.app.book import Book
-from uellm_deployer.app.ports import Clock, ModelServer, TritonHost
+from uellm_deployer.app.ports import Clock, ModelServer, Publisher, TritonHost
 from uellm_deployer.app.removal import Removal
 from uellm_deployer.domain.deployment import Deployment, State
 
@@ -22,10 +22,19 @@ POLL_SECONDS = 0.2
 class RestartTriton:
     """Drains what serves and restarts Triton. What served is the keeper's to load again."""
 
-    def __init__(self, book: Book, removal: Removal, server: ModelServer, host: TritonHost, clock: Clock) -> None:
+    def __init__(
+        self,
+        book: Book,
+        removal: Removal,
+        server: ModelServer,
+        publisher: Publisher,
+        host: TritonHost,
+        clock: Clock,
+    ) -> None:
         self._book = book
         self._removal = removal
         self._server = server
+        self._publisher = publisher
         self._host = host
         self._clock = clock
 
@@ -54,6 +63,8 @@ class RestartTriton:
             await asyncio.gather(*map(self._drain, serving))
             log.info("restarting Triton", deployments=sorted(names))
             await self._host.restart()
+            for one in serving:  # nothing can be dispatched any more: queries may come again, and wait
+                await self._publisher.publish(one)
             await self._come_back()
         finally:
             self._removal.aside -= names
