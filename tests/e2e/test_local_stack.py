@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support.local_stack import LocalUp, gone, wait_for
 from tests.support.tiny_model import make_tiny_model
 from uellm.client import Client, Outcome, TokenDelta, Transcript
 from uellm.rpc.errors import InvalidArgumentError, NotFoundError, RefusedError
+from uellm.v1 import deployer_pb2
+from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
 from uellm.v1.query_pb2 import (
     FINISH_REASON_LENGTH,
     QUERY_STATE_CANCELLED,
@@ -175,6 +178,37 @@ def test_a_part_that_is_killed_is_started_again_and_the_answer_goes_on(
     assert event.text == transcript.text == expected
     wait_for(lambda: stack.info().parts[part].restarts == before.restarts + 1)
     assert f"{part} has crashed" in stack.log.read_text()
+
+
+def accepted(client: Client) -> bool:
+    """Whether the profiler has heard that the model is served."""
+    try:
+        client.profile(LONG)
+    except RefusedError:
+        return False
+    return True
+
+
+def test_triton_is_restarted_when_somebody_asks_and_what_is_in_flight_ends_first(
+    stack: LocalUp, client: Client
+) -> None:
+    before = stack.info().parts["triton"]
+    query = client.submit(LONG, max_output_tokens=48)
+    events = client.stream(query)
+    while not isinstance(next(events), TokenDelta):
+        pass
+    with grpc.insecure_channel(stack.info().parts["deployer"].endpoint) as channel:
+        asking = DeployerServiceStub(channel).Reconcile.future(  # type: ignore[no-untyped-call]
+            deployer_pb2.ReconcileRequest(restart_triton=True), timeout=200
+        )
+        outcome = list(events)[-1]
+        assert next(drift.subject for drift in asking.result().drifts) == "triton"
+    assert isinstance(outcome, Outcome)
+    assert (outcome.state, outcome.dispatch_count) == (QUERY_STATE_COMPLETED, 1)
+    wait_for(lambda: stack.info().parts["triton"].pid not in (0, before.pid))
+    assert "triton has crashed" not in stack.log.read_text().rpartition("the deployer asks for it")[2]
+    wait_for(lambda: accepted(client))
+    assert client.generate(LONG, max_output_tokens=8).text
 
 
 def test_the_quickstart_is_the_readme_and_runs(stack: LocalUp) -> None:

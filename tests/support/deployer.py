@@ -15,6 +15,7 @@ from uellm_deployer.adapters.repository import ModelRepository
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment, Creation
+from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.operations import Operations, Request
 from uellm_deployer.app.planning import Planning
@@ -134,6 +135,26 @@ class FakeTriton:
         return self.busy if name in self.loaded else 0
 
 
+class FakeHost:
+    """Restarts the fake Triton, which has lost its models then."""
+
+    def __init__(self, faults: Faults, triton: FakeTriton) -> None:
+        self._faults = faults
+        self._triton = triton
+        self.restarts = 0
+
+    async def environment(self) -> dict[str, str]:
+        return {}
+
+    async def check(self) -> None:
+        self._faults.strike("host")
+
+    async def restart(self) -> None:
+        self._triton.loaded.clear()
+        self._faults.armed.pop("unload", None)
+        self.restarts += 1
+
+
 @dataclass
 class FakePublisher:
     """What is published now, and every state that ever was."""
@@ -230,8 +251,10 @@ class DeployerWorld:
         self.deletion = DeleteDeployment(self.book, self.operations, self.removal)
         self.rollback = RollbackDeployment(self.book, self.operations, self.creation)
         self.traffic = SetTraffic(self.book, self.operations, self.publisher)
-        self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside)
-        self.reconcile = Reconcile(self.book, self.operations, self.keeper, *outside)
+        self.host = FakeHost(self.faults, self.triton)
+        self.restart = RestartTriton(self.book, self.removal, self.triton, self.publisher, self.host, self.clock)
+        self.keeper = Keeper(self.book, self.operations, self.removal, self.renderer, *outside, self.restart)
+        self.reconcile = Reconcile(self.book, self.operations, self.keeper, *outside, self.restart)
 
     async def create(self, deployment_id: str = "one", request: Request | None = None, **spec: Any) -> Operation:
         """Create a deployment and wait for the end of the operation."""

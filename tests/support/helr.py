@@ -31,7 +31,7 @@ def every_plan(problem: Problem) -> list[Plan]:
         hops = [pricing.hop(a, b) for a, b in pairwise(groups)]
         if any(decode >= INFINITE for decode, _ in hops):
             continue
-        for cuts in _splits(len(problem.model.layers), len(groups), problem.constraints.min_layers):
+        for cuts in _splits(len(problem.model.layers), len(groups), problem.constraints):
             ranges = list(zip(curves, cuts[:-1], cuts[1:], strict=True))
             if any(c.bytes_of(a, b) > c.capacity for c, a, b in ranges):
                 continue
@@ -72,10 +72,10 @@ def _sequences(problem: Problem, pricing: Pricing) -> Iterator[tuple[tuple[int, 
             yield sequence
 
 
-def _splits(layers: int, stages: int, least: int) -> Iterator[tuple[int, ...]]:
+def _splits(layers: int, stages: int, rules: Constraints) -> Iterator[tuple[int, ...]]:
     for cuts in combinations(range(1, layers), stages - 1):
         borders = (0, *cuts, layers)
-        if all(b - a >= least for a, b in pairwise(borders)):
+        if all(rules.min_layers <= b - a <= (rules.max_layers or layers) for a, b in pairwise(borders)):
             yield borders
 
 
@@ -216,6 +216,7 @@ def problems(draw: st.DrawFn, devices: int = 5, layers: int = 10) -> Problem:
             uniform_tensor_size=draw(st.booleans()),
             order_is_free=draw(st.integers(0, 3)) > 0,
             min_layers=draw(st.sampled_from([1, 1, 1, 2])),
+            max_layers=draw(st.sampled_from([None, None, None, 2, 4])),
             max_stages=draw(st.sampled_from([None, None, 2, 3])),
             max_copies=draw(st.sampled_from([None, None, 1, 2])),
         ),

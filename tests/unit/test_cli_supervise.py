@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from uellm.local.process import ManagedProcess, ProcessError
+from uellm.local.state import StateFolder
 from uellm.local.supervise import CrashLimit, Part, StackError, StoppedError, Supervisor
 
 BOUND_SECONDS = 20.0
@@ -73,6 +74,28 @@ def test_a_killed_part_is_started_again(tmp_path: Path) -> None:
     finally:
         supervisor.stop()
     assert not part.process.running
+
+
+def test_a_part_that_is_asked_for_is_started_again_and_that_is_no_crash(tmp_path: Path) -> None:
+    notes, folder = Notes(), StateFolder(tmp_path / "state")
+    part = make_part(tmp_path, "import time; time.sleep(60)")
+    part.crashes = CrashLimit(most=1)
+    supervisor = Supervisor([part], notes, lambda: None, folder)
+    with folder.held():
+        supervisor.start(["part"], until(lambda: False))
+        first = part.process.pid
+        for name in ("part", "none"):
+            folder.ask_restart(name)
+        try:
+            supervisor.watch(until(lambda: "part is ready again" in notes))
+            assert part.restarts == 1
+            assert part.process.pid != first
+            assert folder.restarts_asked() == frozenset()
+        finally:
+            supervisor.stop()
+        folder.ask_restart("part")
+    with folder.held():
+        assert folder.restarts_asked() == frozenset(), "asked of a stack that is gone"
 
 
 def test_a_part_that_always_crashes_is_given_up_with_its_log(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def found(problem: Problem, goal: Goal, slo: Slo | None = None) -> tuple[list[Co
         assert [span.first for span in copy[1:]] == [span.last for span in copy[:-1]]
         assert (copy[0].first, copy[-1].last) == (0, len(problem.model.layers))
         assert all(span.last - span.first >= problem.constraints.min_layers for span in copy)
+        assert all(span.last - span.first <= (problem.constraints.max_layers or 99) for span in copy)
         assert all(pricing.can_group(span.devices) for span in copy)
     return [pricing.price(copy) for copy in copies], set(used)
 

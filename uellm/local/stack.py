@@ -66,7 +66,7 @@ class LocalStack:
         self._options = options
         self._reporter = reporter
         self._folder = StateFolder(options.state)
-        self._supervisor = Supervisor(self._parts(), reporter, changed=self._write_state)
+        self._supervisor = Supervisor(self._parts(), reporter, changed=self._write_state, requests=self._folder)
 
     def run(self, stopping: Stopping, on_ready: Callable[[StackInfo], None]) -> None:
         """Start, deploy, call `on_ready`, look after the parts until told to stop, and stop them.
@@ -119,6 +119,7 @@ class LocalStack:
                 *("--repository", str(folder.repository)),
                 *("--triton-endpoint", triton.address),
                 *("--triton-control-key", CONTROL_KEY),
+                *("--triton-host", "local", "--triton-state", str(folder.root)),
             ],
         }
         environment = {k: v for k, v in os.environ.items() if not k.startswith("UELLM_") or k in KEPT_VARIABLES}

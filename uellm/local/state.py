@@ -62,6 +62,7 @@ class StateFolder:
         """Of which `models/` is Triton's."""
         self._file = self.root / "stack.json"
         self._lock = self.root / "stack.lock"
+        self._restarts = self.root / "restart"
 
     def part(self, name: str) -> Path:
         """Folder of a part; its log is `{name}.log` in it."""
@@ -87,6 +88,7 @@ class StateFolder:
             if not _try_lock(lock.fileno(), fcntl.LOCK_EX):
                 raise StateError(self._busy())
             self._file.unlink(missing_ok=True)
+            shutil.rmtree(self._restarts, ignore_errors=True)  # asked of a stack that is gone
             try:
                 yield
             finally:
@@ -108,6 +110,22 @@ class StateFolder:
             raise NotRunningError(f"the stack in {self.root} is starting or stopping: try again in a moment") from None
         parts = {name: PartInfo(**part) for name, part in fields.pop("parts").items()}
         return StackInfo(**fields, parts=parts)
+
+    def ask_restart(self, part: str) -> None:
+        """Ask the stack to start a part again. May be repeated; the stack looks ten times a second."""
+        self._restarts.mkdir(exist_ok=True)
+        (self._restarts / part).touch()
+
+    def restarts_asked(self) -> frozenset[str]:
+        """The parts that somebody asked to be started again."""
+        try:
+            return frozenset(path.name for path in self._restarts.iterdir())
+        except FileNotFoundError:
+            return frozenset()
+
+    def restart_done(self, part: str) -> None:
+        """Take back that somebody asks; nothing if nobody does."""
+        (self._restarts / part).unlink(missing_ok=True)
 
     def is_held(self) -> bool:
         """Whether a stack is starting, running or stopping in the folder. The lock goes with its process."""

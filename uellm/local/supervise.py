@@ -26,6 +26,16 @@ class Reporter(Protocol):
         """Something happened to a running stack."""
 
 
+class Requests(Protocol):
+    """Where others ask for parts to be started again."""
+
+    def restarts_asked(self) -> frozenset[str]:
+        """Names of parts."""
+
+    def restart_done(self, part: str) -> None:
+        """It was started again, or there is no such part."""
+
+
 class StackError(RuntimeError):
     """The stack cannot go on; the message says why and what to do."""
 
@@ -73,11 +83,18 @@ class Part:
 class Supervisor:
     """Keeps parts running. All its methods are called from one thread."""
 
-    def __init__(self, parts: Sequence[Part], reporter: Reporter, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        reporter: Reporter,
+        changed: Callable[[], None],
+        requests: Requests | None = None,
+    ) -> None:
         """`parts` in the order in which they are stopped; `changed` is called when a part came back or went."""
         self.parts = tuple(parts)
         self._reporter = reporter
         self._changed = changed
+        self._requests = requests
 
     def start(self, names: Sequence[str], stopping: Stopping) -> None:
         """Start some parts at once and wait until they are ready; raises ProcessError, StoppedError."""
@@ -95,8 +112,12 @@ class Supervisor:
             time.sleep(POLL_SECONDS)
 
     def watch(self, stopping: Stopping) -> None:
-        """Start again what crashes, until told to stop; raises StackError when a part crashes too often."""
+        """Start again what crashes or is asked for, until told to stop.
+
+        Raises StackError when a part crashes too often.
+        """
         while not stopping():
+            self._serve_requests()
             for part in self.parts:
                 self._look_after(part, time.monotonic())
             time.sleep(WATCH_SECONDS)
@@ -105,6 +126,19 @@ class Supervisor:
         """Stop all parts, in order; those that have crashed, too."""
         for part in self.parts:
             part.process.stop()
+
+    def _serve_requests(self) -> None:
+        """A part that is asked for is no crash, and is not counted as one."""
+        if self._requests is None:
+            return
+        for name in self._requests.restarts_asked():
+            for part in self.parts:
+                if part.name == name:
+                    self._reporter.note(f"{name} is started again: the deployer asks for it")
+                    part.process.stop()
+                    self._start_again(part, time.monotonic())
+                    self._changed()
+            self._requests.restart_done(name)
 
     def _look_after(self, part: Part, now: float) -> None:
         if part.start_at is not None:

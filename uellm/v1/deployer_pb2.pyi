@@ -387,10 +387,12 @@ class DeleteDeploymentRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., drain_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ReconcileRequest(_message.Message):
-    __slots__ = ("validate_only",)
+    __slots__ = ("validate_only", "restart_triton")
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    RESTART_TRITON_FIELD_NUMBER: _ClassVar[int]
     validate_only: bool
-    def __init__(self, validate_only: _Optional[bool] = ...) -> None: ...
+    restart_triton: bool
+    def __init__(self, validate_only: _Optional[bool] = ..., restart_triton: _Optional[bool] = ...) -> None: ...
 
 class ReconcileResponse(_message.Message):
     __slots__ = ("drifts",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -20,9 +21,10 @@ from uellm.rpc.logging import configure_logging
 from uellm.rpc.server import run, serve
 from uellm.rpc.settings import load
 from uellm.v1.deployer_pb2_grpc import add_DeployerServiceServicer_to_server
+from uellm_deployer.adapters.docker_host import DockerHost
 from uellm_deployer.adapters.feedback import RedisFeedback
 from uellm_deployer.adapters.journal import FileJournal, JournalError
-from uellm_deployer.adapters.machine import Machine
+from uellm_deployer.adapters.machine import Machine, SeenByTriton
 from uellm_deployer.adapters.metrics import Metrics
 from uellm_deployer.adapters.model_folder import ModelFolders
 from uellm_deployer.adapters.nvml import Nvml
@@ -31,14 +33,16 @@ from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyEr
 from uellm_deployer.adapters.system_clock import SystemClock
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
+from uellm_deployer.adapters.triton_host import FixedHost, LocalHost
 from uellm_deployer.app.advising import Adviser
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
+from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.monitor import Monitor
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
-from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
+from uellm_deployer.app.ports import ModelServer, Publisher, Renderer, TritonHost
 from uellm_deployer.app.reconcile import Reconcile
 from uellm_deployer.app.removal import DeleteDeployment, Removal
 from uellm_deployer.app.rollback import RollbackDeployment
@@ -76,18 +80,29 @@ def build(
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
     machine = Machine(Nvml.open())
-    planning = Planning(book, machine, ModelFolders(), HelrPlanner())
+    host = host_of(settings)
+    planning = Planning(book, SeenByTriton(machine, host), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
-    keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
+    restart = RestartTriton(book, removal, server, publisher, host, clock)
+    keeper = Keeper(book, operations, removal, renderer, repository, server, publisher, restart)
     delete = DeleteDeployment(book, operations, removal)
     traffic = SetTraffic(book, operations, publisher)
     rollback = RollbackDeployment(book, operations, create)
-    reconcile = Reconcile(book, operations, keeper, repository, server, publisher)
+    reconcile = Reconcile(book, operations, keeper, repository, server, publisher, restart)
     adviser, window = Adviser(book, planning), settings.monitor_window_seconds
     monitor = Monitor(book, operations, adviser, machine, server, feedback, gauges, clock, window)
     servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
     return Application(book, operations, keeper, monitor, servicer)
+
+
+def host_of(settings: DeployerSettings) -> TritonHost:
+    """Who can restart Triton."""
+    if settings.triton_host == "local" and settings.triton_state is not None:
+        return LocalHost(settings.triton_state, os.environ)
+    if settings.triton_host == "compose":
+        return DockerHost(settings.docker_socket, settings.triton_container)
+    return FixedHost(settings.triton_endpoint, settings.triton_visible_devices)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from uellm.rpc.config import Address
 from uellm.rpc.settings import ServiceSettings
@@ -31,3 +32,20 @@ class DeployerSettings(ServiceSettings):
     """How long Triton may take to load a model, in seconds."""
     monitor_window_seconds: float = Field(default=300.0, gt=0, examples=[300])
     """How long a load must outgrow a deployment until another plan is looked for, in seconds."""
+    triton_host: Literal["fixed", "local", "compose"] = Field(default="fixed", examples=["compose"])
+    """Who can start Triton again: `fixed`: nobody that the deployer knows; `local`: the `uellm up` of
+    `--triton-state`; `compose`: the Docker Engine behind `--docker-socket`."""
+    triton_visible_devices: str = Field(default="", examples=["2,3"])
+    """Triton's `CUDA_VISIBLE_DEVICES`, if it has one and its host is `fixed`. Empty: it sees all GPUs."""
+    triton_state: Path | None = Field(default=None, examples=[".uellm"])
+    """State folder of the stack that runs Triton, for `--triton-host local`."""
+    docker_socket: Path = Field(default=Path("/var/run/docker.sock"), examples=["/var/run/docker.sock"])
+    """Socket of the Docker Engine, for `--triton-host compose`. Whoever reaches it rules the machine."""
+    triton_container: str = Field(default="", pattern="[a-zA-Z0-9_.-]*", examples=["uellm-triton-1"])
+    """Name of Triton's container, for `--triton-host compose`. Empty: the one of Compose's service `triton`."""
+
+    @model_validator(mode="after")
+    def _host_is_complete(self) -> Self:
+        if self.triton_host == "local" and self.triton_state is None:
+            raise ValueError("--triton-host local needs --triton-state, the state folder of the `uellm up`")
+        return self

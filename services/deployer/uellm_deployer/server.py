@@ -163,7 +163,7 @@ class DeployerServicer(DeployerServiceServicer):
         context: Any,
     ) -> deployer_pb2.ReconcileResponse:
         """Compares, and repairs."""
-        drifts = await self._reconcile.run(repair=not request.validate_only)
+        drifts = await self._reconcile.run(repair=not request.validate_only, restart=request.restart_triton)
         return deployer_pb2.ReconcileResponse(drifts=[encoding.drift_message(one) for one in drifts])
 
     async def GetOperation(

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from uellm_deployer.adapters.facts_file import FACTS_FILE, read_inspection
+from uellm_deployer.domain.built import built_shape, is_built, rank_count
 from uellm_deployer.domain.facts import ModelShape, model_shape, needs_inspection, refusal
 from uellm_deployer.domain.tensors import TensorInfo
 
+TOKENIZER_FILE = "tokenizer.json"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _LENGTH_BYTES = 8
@@ -40,6 +42,8 @@ def read_shape(weights_path: str) -> ModelShape:
 
 def _shape(config_file: Path, weight_files: list[Path], facts_file: Path) -> ModelShape:
     config = read_config(config_file)
+    if is_built(config):
+        return _engine(config_file.parent, config)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     tensors: list[TensorInfo] = []
     for file in weight_files:
@@ -51,6 +55,22 @@ def _shape(config_file: Path, weight_files: list[Path], facts_file: Path) -> Mod
     if needs_inspection(config) and facts_file.exists():
         inspection = read_inspection(_bytes(facts_file, MAX_CONFIG_BYTES), config)
     return model_shape(config, tensors, digest.hexdigest(), inspection)
+
+
+def _engine(folder: Path, config: dict[str, Any]) -> ModelShape:
+    """An engine of TensorRT-LLM: its files are as large as what its ranks hold."""
+    files = [folder / f"rank{rank}.engine" for rank in range(rank_count(config))]
+    missing = [file.name for file in [*files, folder / TOKENIZER_FILE] if not file.is_file()]
+    if missing:
+        raise refusal(
+            f"{folder} is a TensorRT-LLM engine without {', '.join(missing)}: it needs all of its ranks, and beside "
+            "them the tokenizer files of the checkpoint"
+        )
+    sizes = [file.stat() for file in files]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for status in sizes:
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+    return built_shape(config, [status.st_size for status in sizes], digest.hexdigest())
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from uellm_deployer.adapters.files import sync_folder, write_file
 from uellm_deployer.app.ports import RepositoryEntry
-from uellm_deployer.domain.names import is_triton_model
+from uellm_deployer.domain.names import engine_model, is_engine_model, is_triton_model
 
 # Triton may run as another user: it reads, and writes nothing.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
@@ -74,18 +74,24 @@ class ModelRepository:
         await asyncio.to_thread(self._stage, entry)
 
     async def install(self, name: str) -> None:
-        """Move a staged entry into the repository in one step."""
+        """Move a staged entry into the repository in one step, after its engine if it has one."""
+        if _inside(self._staging, engine_model(name)).exists():
+            await asyncio.to_thread(self._install, engine_model(name))
         await asyncio.to_thread(self._install, name)
 
     async def touch(self, name: str) -> None:
         """Make an installed entry look new: Triton does not load again what it calls ready and finds unchanged."""
-        await asyncio.to_thread(_touch, _inside(self.models, name))
+        for model in (engine_model(name), name):
+            await asyncio.to_thread(_touch, _inside(self.models, model))
 
     async def remove(self, name: str) -> None:
         """Take an entry away, staged or installed; nothing if there is none."""
-        await asyncio.to_thread(self._remove, name)
+        for model in (name, engine_model(name)):
+            await asyncio.to_thread(self._remove, model)
 
     def _stage(self, entry: RepositoryEntry) -> None:
+        if entry.engine is not None:
+            self._stage(entry.engine)
         target = _inside(self._staging, entry.name)
         files = {_relative(path): content for path, content in entry.files.items()}
         _discard(target)
@@ -123,7 +129,7 @@ class ModelRepository:
 
 def _inside(folder: Path, name: str) -> Path:
     """The entry's path, which is a direct child of the folder and no link out of it."""
-    if not is_triton_model(name):
+    if not (is_triton_model(name) or is_engine_model(name)):
         raise UnsafeNameError(f"{name!r} is no name of a Triton model of this deployer")
     path = folder / name
     if path.is_symlink() or path.resolve().parent != folder:

@@ -8,24 +8,17 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from uellm_deployer.adapters.entries import CONFIG, PLAN_HASH, VERSION, InvalidEntryError
+from uellm_deployer.adapters.tensorrtllm_config import engine_entry, front_parameters
 from uellm_deployer.app.ports import RepositoryEntry
 from uellm_deployer.backends import backend_files
 from uellm_deployer.backends.common import contract
 from uellm_deployer.backends.hf import contract as hf
+from uellm_deployer.backends.tensorrtllm import contract as tensorrtllm
 from uellm_deployer.backends.vllm import contract as vllm
 from uellm_deployer.domain.engines import ENGINES
 from uellm_deployer.domain.names import is_triton_model
 from uellm_deployer.domain.plan import DeploymentPlan
-
-PLAN_HASH = "uellm_plan_hash"
-"""Parameter of the model config by which a loaded model is told from another of the same name."""
-
-CONFIG = "config.pbtxt"
-VERSION = "1"
-
-
-class InvalidEntryError(ValueError):
-    """An entry that Triton would refuse or misunderstand; a defect of the renderer."""
 
 
 class TritonRenderer:
@@ -41,7 +34,10 @@ class TritonRenderer:
         config = self._config(plan)
         text = text_format.MessageToString(config)
         files = {f"{VERSION}/{path}": source.read_bytes() for path, source in backend_files(plan.spec.backend).items()}
-        entry = RepositoryEntry(config.name, {CONFIG: text.encode(), **files})
+        engine = None
+        if plan.spec.backend == tensorrtllm.ENGINE_BACKEND:
+            engine = engine_entry(plan, self._weights_in_triton(plan.spec.weights_path))
+        entry = RepositoryEntry(config.name, {CONFIG: text.encode(), **files}, engine)
         if text_format.Parse(text, ModelConfig()) != config:
             raise InvalidEntryError(f"{config.name}: its {CONFIG} does not read back as it was written")
         check_entry(entry)
@@ -66,7 +62,7 @@ class TritonRenderer:
         return config
 
     def _parameters(self, plan: DeploymentPlan) -> dict[str, str]:
-        own = _vllm_parameters(plan) if plan.spec.backend == "vllm" else _hf_parameters(plan)
+        own = _OWN_PARAMETERS[plan.spec.backend](plan)
         return {
             PLAN_HASH: plan.plan_hash,
             contract.WEIGHTS: self._weights_in_triton(plan.spec.weights_path),
@@ -95,6 +91,9 @@ def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:
         vllm.PAGE_TOKENS: page_tokens,
     }
     return {vllm.DEVICE: plan.devices[0], **{name: str(number) for name, number in numbers.items()}}
+
+
+_OWN_PARAMETERS = {"hf": _hf_parameters, "vllm": _vllm_parameters, tensorrtllm.ENGINE_BACKEND: front_parameters}
 
 
 def check_entry(entry: RepositoryEntry) -> None:

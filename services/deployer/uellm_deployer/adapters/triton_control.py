@@ -13,9 +13,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from uellm.rpc.errors import FailedPreconditionError, PermissionDeniedError, UellmError, UnavailableError
 from uellm_deployer.adapters.engine_client import describe, infer
-from uellm_deployer.adapters.triton_config import PLAN_HASH
-from uellm_deployer.app.ports import EngineReport
+from uellm_deployer.adapters.entries import PLAN_HASH
+from uellm_deployer.app.ports import UNLOAD_TIMEOUT, EngineReport
 from uellm_deployer.backends.vllm.contract import NOT_INSTALLED
+from uellm_deployer.domain.names import engine_model, is_engine_model
 
 T = TypeVar("T")
 _GONE = ("", "UNAVAILABLE")
@@ -51,12 +52,20 @@ class TritonControl:
 
     async def ready_models(self) -> frozenset[str]:
         """The models that answer now."""
-        loaded = [name for name, (state, _) in (await self._index()).items() if state == "READY"]
+        index = await self._index()
+        ready = {name for name, (state, _) in index.items() if state == "READY"}
+        behind = {name for name in index if is_engine_model(name)}  # nobody's own: they go with their fronts
+        loaded = sorted(name for name in ready - behind if engine_model(name) not in behind - ready)
         alive = await asyncio.gather(*(self._lives(name) for name in loaded))
         return frozenset(name for name, lives in zip(loaded, alive, strict=True) if lives)
 
     async def load(self, name: str) -> None:
         """Load a model and wait until it is ready; FailedPreconditionError with Triton's reason otherwise."""
+        if engine_model(name) in await self._index():
+            await self._load(engine_model(name))
+        await self._load(name)
+
+    async def _load(self, name: str) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
         try:
             await self._control(self._stub.RepositoryModelLoad, request, self._times.load_call)
@@ -68,6 +77,10 @@ class TritonControl:
 
     async def unload(self, name: str) -> None:
         """Unload a model and wait until it is gone; nothing if it is not loaded."""
+        for model in (name, engine_model(name)):
+            await self._unload(model)
+
+    async def _unload(self, name: str) -> None:
         state, _ = (await self._index()).get(name, ("", ""))
         if state in _GONE:
             return
@@ -82,7 +95,7 @@ class TritonControl:
                 raise UnavailableError(
                     f"Triton has not unloaded {name} within {self._times.unload:g} s: a request still holds it. "
                     "It is tried again; restarting Triton frees it for certain.",
-                    reason="UNLOAD_TIMEOUT",
+                    reason=UNLOAD_TIMEOUT,
                 )
             await asyncio.sleep(self._times.poll)
 

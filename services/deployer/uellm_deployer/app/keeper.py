@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import structlog
 
-from uellm.rpc.errors import FailedPreconditionError, UellmError
+from uellm.rpc.errors import FailedPreconditionError, UellmError, UnavailableError
 from uellm_deployer.app.book import Book
+from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.operations import Operations
-from uellm_deployer.app.ports import JournalEntry, ModelServer, Publisher, Renderer, Repository
+from uellm_deployer.app.ports import UNLOAD_TIMEOUT, JournalEntry, ModelServer, Publisher, Renderer, Repository
 from uellm_deployer.app.removal import Removal
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 
@@ -32,6 +33,7 @@ class Keeper:
         repository: Repository,
         server: ModelServer,
         publisher: Publisher,
+        restart: RestartTriton,
     ) -> None:
         self._book = book
         self._operations = operations
@@ -40,6 +42,7 @@ class Keeper:
         self._repository = repository
         self._server = server
         self._publisher = publisher
+        self._restart = restart
         self.settled = False
         """Whether everything was in line once since the start."""
 
@@ -56,7 +59,7 @@ class Keeper:
         if await self.amiss():
             async with self._operations.changing:
                 for deployment in await self.amiss():
-                    await self.mend(deployment)
+                    await self._mend_somehow(deployment)
         await self._close_operations()
         self.settled = True
 
@@ -71,6 +74,20 @@ class Keeper:
             and deployment.state is not State.FAILED
             and not (deployment.state is State.READY and deployment.plan.triton_model in loaded)
         ]
+
+    async def _mend_somehow(self, deployment: Deployment) -> None:
+        """With a restart of Triton where a model does not go otherwise, and nobody is interrupted."""
+        try:
+            await self.mend(deployment)
+        except UnavailableError as error:
+            if error.reason != UNLOAD_TIMEOUT or not await self._restart.idle():
+                raise
+            try:
+                await self._restart.restart()
+            except FailedPreconditionError as refusal:
+                log.warning("Triton is not restarted", reason=refusal.message)
+                raise error from None
+            await self.mend(deployment)
 
     async def mend(self, deployment: Deployment) -> None:
         """Bring one of them in line."""

@@ -11,6 +11,9 @@ from uellm_deployer.domain.facts import ModelShape
 from uellm_deployer.domain.plan import DeploymentPlan
 from uellm_deployer.domain.topology import Topology
 
+UNLOAD_TIMEOUT = "UNLOAD_TIMEOUT"
+"""Reason of the UnavailableError for a model that does not go."""
+
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
@@ -28,6 +31,8 @@ class RepositoryEntry:
 
     name: str
     files: Mapping[str, bytes]
+    engine: RepositoryEntry | None = None
+    """A second Triton model that this one speaks to, `engine_model(name)`: it comes before it and goes after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +123,34 @@ class ModelServer(Protocol):
         """Load a model and wait until it is ready; FailedPreconditionError with Triton's reason otherwise."""
 
     async def unload(self, name: str) -> None:
-        """Unload a model and wait until it is gone; nothing if it is not loaded."""
+        """Unload a model and wait until it is gone; nothing if it is not loaded.
+
+        Raises UnavailableError with the reason `UNLOAD_TIMEOUT` if it does not go.
+        """
 
     async def verify(self, name: str, plan_hash: str) -> EngineReport:
         """Compare the plan hash and run a first inference; FailedPreconditionError says what is wrong."""
 
     async def batches_running(self, name: str) -> int:
         """Batches on the engine; 0 if the model is not loaded."""
+
+
+class TritonHost(Protocol):
+    """Whoever has started Triton's process, and can start it again."""
+
+    async def environment(self) -> Mapping[str, str]:
+        """What is known of the environment of Triton's process; UnavailableError if the host does not answer."""
+
+    async def check(self) -> None:
+        """Raise what would keep `restart` from beginning.
+
+        Raises:
+            FailedPreconditionError: this host cannot; the message says what to do instead.
+            UnavailableError: it does not answer.
+        """
+
+    async def restart(self) -> None:
+        """End Triton's process and start it; returns when the old one has ended. Errors as of `check`."""
 
 
 class Publisher(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from uellm_deployer.app.book import Book
+from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.ports import ModelServer, Publisher, Repository
@@ -26,7 +27,7 @@ class Drift:
     """A difference between what should be and what is."""
 
     subject: str
-    """Deployment or Triton model."""
+    """Deployment or Triton model; `triton`: the process itself."""
     difference: str
     repair: str
     """What was done, or is to be done; empty: nothing."""
@@ -46,6 +47,7 @@ class Reconcile:
         repository: Repository,
         server: ModelServer,
         publisher: Publisher,
+        restart: RestartTriton,
     ) -> None:
         self._book = book
         self._operations = operations
@@ -53,20 +55,34 @@ class Reconcile:
         self._repository = repository
         self._server = server
         self._publisher = publisher
+        self._restart = restart
 
-    async def run(self, *, repair: bool) -> list[Drift]:
+    async def run(self, *, repair: bool, restart: bool = False) -> list[Drift]:
         """What differed; with `repair` it is put right, one after the other. It waits for operations that run.
 
-        Raises UnavailableError: Triton or Redis does not answer.
+        Args:
+            repair: else it is only told.
+            restart: whether Triton is to be restarted before, whatever serves.
+
+        Raises:
+            UnavailableError: Triton, its host or Redis does not answer.
+            FailedPreconditionError: its host cannot restart Triton.
         """
         async with self._operations.changing:
-            found = []
+            found = [await self._restarted(repair=repair)] if restart else []
             for look in (self._deployments, self._entries, self._models, self._records):
                 async for drift, mend in look():
                     if repair:
                         await mend()
                     found.append(drift)
             return found
+
+    async def _restarted(self, *, repair: bool) -> Drift:
+        await self._restart.check()
+        names = ", ".join(sorted(one.name for one in self._restart.served())) or "nothing"
+        if repair:
+            await self._restart.restart()
+        return Drift("triton", "a restart is asked for", f"restarted; drained before and loaded again: {names}")
 
     async def _deployments(self) -> AsyncIterator[tuple[Drift, Repair]]:
         for one in await self._keeper.amiss():

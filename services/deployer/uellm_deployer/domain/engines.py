@@ -70,12 +70,26 @@ ENGINES: dict[str, Engine] = {
             DeviceKind.CPU: frozenset({"gptq int4", "awq int4", "compressed-tensors int4", "compressed-tensors int8"}),
         },
     ),
+    # What the build has fixed comes from the engine's own config.
+    "tensorrtllm": Engine(
+        kind=EngineKind.CONTINUOUS,
+        default_dtype={DeviceKind.GPU: ""},
+        page_tokens=64,
+        prompt_tokens_at_once=8_192,
+        head_copies_on_cpu={},
+        reserve_bytes={DeviceKind.GPU: 2 << 30},
+        cache_form=CacheForm.COMPACT,
+    ),
 }
 """By backend. The environment of `hf` has none of the libraries that transformers needs for quantised weights."""
 
 
 def able_devices(backend: str, scheme: Quantisation | None, devices: Sequence[Device]) -> list[Device]:
     """Those on which the backend computes with such weights; InvalidArgumentError if there is none."""
+    kinds = ENGINES[backend].default_dtype
+    if devices and not (devices := [device for device in devices if device.kind in kinds]):
+        only = f"{backend} serves on a {' or '.join(kinds)} only, and there is none here"
+        raise InvalidArgumentError([FieldViolation("spec.backend", only)])
     if scheme is None:
         return list(devices)
     able = [device for device in devices if scheme.label in ENGINES[backend].quantised.get(device.kind, frozenset())]

@@ -47,6 +47,23 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """What the build of an engine has fixed. Counts of tokens and rows are upper limits."""
+
+    dtype: str
+    tensor_size: int
+    """Devices that share each layer."""
+    stage_layers: tuple[int, ...]
+    """Layers of each stage."""
+    rank_bytes: tuple[int, ...]
+    """Of its files, by rank: through the devices of a stage first."""
+    max_batch_rows: int
+    max_step_tokens: int
+    page_tokens: int
+    """Tokens of a page of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a model is, whatever its number format."""
 
@@ -67,6 +84,8 @@ class ModelShape:
     """Those of a mixture of experts."""
     has_weights: bool = True
     """False: only its config is there. It can be planned, and not be deployed."""
+    built: BuiltEngine | None = None
+    """Set for an engine that was built beforehand, by which its placement is fixed but for the devices."""
 
     @property
     def parameter_count(self) -> int:

@@ -9,6 +9,7 @@ SEPARATOR = "--"
 
 HASH_DIGITS = 10
 _ID_CHARACTERS = 63
+_ENGINE = "-engine"
 _TRITON_MODEL = re.compile(rf"([a-z0-9](?:[a-z0-9.-]{{0,61}}[a-z0-9])?){SEPARATOR}[0-9a-f]{{{HASH_DIGITS}}}")
 
 
@@ -21,6 +22,16 @@ def is_triton_model(name: str) -> bool:
 def triton_model(model: str, plan_hash: str) -> str:
     """Plan-unique name, so that nothing is ever modified under a name that is loaded."""
     return f"{model}{SEPARATOR}{plan_hash}"
+
+
+def engine_model(name: str) -> str:
+    """The second Triton model of those that have two: an engine with tensors of its own, behind a front."""
+    return f"{name}{_ENGINE}"
+
+
+def is_engine_model(name: str) -> bool:
+    """Whether it is such a name, and so safe as a folder."""
+    return name.endswith(_ENGINE) and is_triton_model(name.removesuffix(_ENGINE))
 
 
 def default_deployment_id(model: str, plan_hash: str) -> str:

@@ -10,6 +10,7 @@ from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm_deployer.domain.engines import able_devices
 from uellm_deployer.domain.explaining import change_told, does_not_fit, explain, lost_by
 from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.fixed_split import as_built, unfolded
 from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
 from uellm_deployer.domain.helr.problem import Constraints, Goal, Problem, Slo
 from uellm_deployer.domain.helr.result import Placement, Plan
@@ -85,6 +86,7 @@ class HelrPlanner:
         refused: list[DoesNotFitError | SloUnreachableError] = []
         for sizing in tried:
             problem = problem_of(sizing, [device for device in able if device.kind is sizing.kind], topology)
+            problem = as_built(problem, shape.built)
             try:
                 answers.append(Answer(sizing, problem, solve(problem, Goal(spec.objective.value), slo=_slo(spec))))
             except (DoesNotFitError, SloUnreachableError) as error:
@@ -149,14 +151,14 @@ def _elsewhere(answer: Answer) -> Iterable[Plan]:
 
 
 def _deployment_plan(answer: Answer, plan: Plan, topology: Topology) -> DeploymentPlan:
-    (copy,) = plan.copies
+    (copy,) = unfolded(plan, answer.sizing.shape.built).copies
     sizing, times = answer.sizing, times_of(copy, answer.sizing, topology)
     return DeploymentPlan(
         spec=sizing.spec,
         stages=stages_of(copy, sizing),
         facts=sizing.facts,
         fingerprint=sizing.shape.fingerprint,
-        devices=tuple(topology.framework_name(stage.device_ids[0]) for stage in copy.stages),
+        devices=tuple(topology.framework_name(device) for stage in copy.stages for device in stage.device_ids),
         kv_budget_bytes=sizing.kv_budget,
         step_time=times,
         first_token_seconds=times.first_token(PROBE_PROMPT_TOKENS),

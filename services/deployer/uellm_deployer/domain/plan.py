@@ -119,7 +119,7 @@ class DeploymentPlan:
     fingerprint: str
     """Of the model's config and weights."""
     devices: tuple[str, ...]
-    """Of each stage, as the engine names it: `cpu`, `cuda:0`."""
+    """Of all stages in order, those of a group side by side, as the engine names them: `cpu`, `cuda:0`."""
     kv_budget_bytes: int
     step_time: StepTime
     first_token_seconds: float

@@ -10,6 +10,7 @@ from functools import cached_property
 from uellm.cost.kv_cache import KvCacheGroup, KvCacheLayout
 from uellm.cost.memory import ELEMENT_BYTES, PeakMemory
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
+from uellm_deployer.domain.built import check_built
 from uellm_deployer.domain.engines import ENGINES, Engine, EngineKind
 from uellm_deployer.domain.facts import ModelFacts, ModelShape
 from uellm_deployer.domain.layers import LayeredFacts, LayerFacts
@@ -30,13 +31,17 @@ class Sizing:
     @classmethod
     def of(cls, spec: DeploymentSpec, shape: ModelShape, kind: DeviceKind) -> Sizing:
         """Fill in what the spec leaves open; InvalidArgumentError for what the model cannot do."""
-        dtype = spec.dtype or ENGINES[spec.backend].default_dtype[kind]
+        check_built(spec, shape)
+        dtype = spec.dtype or (shape.built.dtype if shape.built else ENGINES[spec.backend].default_dtype[kind])
         return cls(_resolve(replace(spec, dtype=dtype), shape.context_limit_tokens), shape, kind)
 
     @property
     def engine(self) -> Engine:
         """The engine that is to serve it."""
-        return ENGINES[self.spec.backend]
+        engine, built = ENGINES[self.spec.backend], self.shape.built
+        if built is None:
+            return engine
+        return replace(engine, page_tokens=built.page_tokens, prompt_tokens_at_once=built.max_step_tokens)
 
     @property
     def element_bytes(self) -> int:

@@ -69,7 +69,7 @@ class Topology:
         return next((device for device in self.devices if device.id == device_id), None)
 
     def framework_name(self, device_id: str) -> str:
-        """What an engine calls the device: `cpu`, or `cuda:{ordinal}` among the GPUs as listed, in PCI order."""
+        """What an engine calls the device: `cpu`, or `cuda:{ordinal}` among the GPUs as they are listed."""
         gpus = [device.id for device in self.devices if device.kind is DeviceKind.GPU]
         return f"cuda:{gpus.index(device_id)}" if device_id in gpus else "cpu"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..common import contract as common
+from ..common.visible import visible_to_stub
 from . import contract
 
 BATCHED_TOKENS = 4096
@@ -87,7 +88,7 @@ def prepare(environment: MutableMapping[str, str], options: EngineOptions) -> No
     if options.on_cpu:
         environment.setdefault("OMP_NUM_THREADS", str(options.threads))
     else:
-        environment["CUDA_VISIBLE_DEVICES"] = options.device.removeprefix("cuda:")
+        environment["CUDA_VISIBLE_DEVICES"] = visible_to_stub(environment, [options.device])
 
 
 def _positive(parameters: Mapping[str, str], name: str) -> int:

@@ -116,6 +116,8 @@ class Constraints:
     """Else the stages take devices in ascending order."""
     min_layers: int = 1
     """Of each stage."""
+    max_layers: int | None = None
+    """Of each stage."""
     max_stages: int | None = None
     max_copies: int | None = None
     device_ids: frozenset[str] | None = None
@@ -159,7 +161,7 @@ class Problem:
         yield min(load.rows, load.prompt_tokens, load.micro_batches, model.kv_heads) < 1, "counts start at 1"
         yield not rules.tensor_sizes or min(rules.tensor_sizes) < 1 or rules.min_layers < 1, "sizes start at 1"
         yield (
-            any(limit is not None and limit < 1 for limit in (rules.max_stages, rules.max_copies)),
+            any(limit is not None and limit < 1 for limit in (rules.max_layers, rules.max_stages, rules.max_copies)),
             "limits start at 1",
         )
         least = min(model.embedding.weight_bytes, model.head.weight_bytes)

@@ -26,7 +26,7 @@ class Search:
         found = Footprints()
         modes = [(size,) for size in sizes] if rules.uniform_tensor_size else [sizes]
         graphs = [build(pricing, units, mode, found, most) for mode in modes]
-        self.sweeps = [Sweep(graph, rules.min_layers) for graph in graphs if graph.levels]
+        self.sweeps = [Sweep(graph, rules.min_layers, rules.max_layers) for graph in graphs if graph.levels]
         self.footprints: tuple[Footprint, ...] = tuple(found.numbers)
         self.devices = np.array([footprint.devices for footprint in self.footprints], dtype=np.int64)
         self._latencies: dict[int, Array] = {}

@@ -56,7 +56,7 @@ class Placed:
 class Sweep:
     """Runs the program on one graph."""
 
-    def __init__(self, graph: Graph, min_layers: int) -> None:
+    def __init__(self, graph: Graph, min_layers: int, max_layers: int | None = None) -> None:
         self.graph, self._min_layers = graph, min_layers
         curves = [kind.curves for kind in graph.kinds]
         self._decode = np.stack([c.decode for c in curves])
@@ -67,6 +67,8 @@ class Sweep:
         for row, c in enumerate(curves):
             if c.bytes_of(0, self._layers) <= c.capacity:
                 self._fit[row, -1] = 0
+        if max_layers is not None:
+            self._fit = np.maximum(self._fit, np.arange(self._layers + 1) - max_layers)
 
     def left_ends(self, limit: int) -> Array:
         """First layer that a range may begin with, shape (kinds, layers + 1): it fits, and takes at most the limit."""
