@@ -166,10 +166,13 @@ def operation(
 @changing.command()
 def reconcile(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell.")] = False,
+    restart_triton: Annotated[
+        bool, typer.Option("--restart-triton", help="Drain, start Triton again, and load what served.")
+    ] = False,
     state: State = default_folder(),
     as_json: Json = False,
 ) -> None:
     """Repair what differs between journal, repository, Triton and Redis. Status 0: nothing; 1: what is listed."""
     from uellm.cli.reconcile import reconcile as command
 
-    raise typer.Exit(command(state, dry_run=dry_run, as_json=as_json))
+    raise typer.Exit(command(state, dry_run=dry_run, restart_triton=restart_triton, as_json=as_json))

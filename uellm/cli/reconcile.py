@@ -14,11 +14,11 @@ from uellm.cli.output import print_line, stderr, stdout
 from uellm.client import Client
 
 
-def reconcile(state: Path, *, dry_run: bool, as_json: bool) -> int:
+def reconcile(state: Path, *, dry_run: bool, restart_triton: bool, as_json: bool) -> int:
     """Repair, or only tell; returns 0 if nothing differed, else 1. Raises UnavailableError."""
     endpoints, model = find(state)
     with Client(endpoints, model=model) as client:
-        drifts = client.reconcile(validate_only=dry_run)
+        drifts = client.reconcile(validate_only=dry_run, restart_triton=restart_triton)
     if as_json:
         print_json({"drifts": [MessageToDict(drift, preserving_proto_field_name=True) for drift in drifts]})
     elif not drifts:

@@ -97,12 +97,14 @@ class Deployments(Connection):
         request = rollback_request(model or self._defaults.model, request_id)
         return self._begin(self._deployer.RollbackDeployment, request, a_deployment)
 
-    def reconcile(self, *, validate_only: bool = False) -> list[Drift]:
+    def reconcile(self, *, validate_only: bool = False, restart_triton: bool = False) -> list[Drift]:
         """What differed between journal, repository, Triton and what is published; repaired, or only told.
 
-        Waits for operations that run. Raises UnavailableError if Triton or Redis does not answer.
+        With `restart_triton` Triton is started again first; what serves is drained before, and loaded again after it.
+        Waits for operations that run. Raises UnavailableError if Triton or Redis does not answer, and
+        FailedPreconditionError if Triton is to be restarted by a deployer that cannot.
         """
-        request = ReconcileRequest(validate_only=validate_only)
+        request = ReconcileRequest(validate_only=validate_only, restart_triton=restart_triton)
         return list(self._call(self._deployer.Reconcile, request, seconds=CHANGE_SECONDS).drifts)
 
     def get_deployment(self, name: str) -> Deployment:
