@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import grpc
 
 from uellm.client.aio_connection import AsyncConnection, is_cancelled
 from uellm.client.requests import (
     INSTALL_SECONDS,
+    PLAN_SECONDS,
     Submitted,
     name_of,
 )
@@ -18,11 +19,14 @@ from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import (
     Deployment,
     DeploymentSpec,
+    FleetMember,
     GetTopologyRequest,
     GetTopologyResponse,
     ListDeploymentsRequest,
     PlanDeploymentRequest,
     PlanDeploymentResponse,
+    PlanFleetRequest,
+    PlanFleetResponse,
     SetTrafficRequest,
     SetTrafficResponse,
     Topology,
@@ -161,6 +165,15 @@ class AsyncOperations(AsyncConnection):
         """
         request = PlanDeploymentRequest(spec=spec, topology=topology)
         response: PlanDeploymentResponse = await self._call(self._deployer.PlanDeployment, request)
+        return response
+
+    async def plan_fleet(self, members: Iterable[FleetMember], topology: Topology | None = None) -> PlanFleetResponse:
+        """Where the deployer would place several models at once: a plan for each copy, in order. Nothing changes.
+
+        Raises InvalidArgumentError, and ResourceExhaustedError with what lacks where they do not fit together.
+        """
+        request = PlanFleetRequest(members=members, topology=topology)
+        response: PlanFleetResponse = await self._call(self._deployer.PlanFleet, request, seconds=PLAN_SECONDS)
         return response
 
     async def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:

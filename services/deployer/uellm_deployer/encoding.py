@@ -15,6 +15,7 @@ from uellm_deployer.app.reconcile import Drift
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
+from uellm_deployer.domain.fleet.fleet import Fleet
 from uellm_deployer.domain.placement import Placed
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Generation, Stage, StepTime
 from uellm_deployer.domain.topology import Topology
@@ -74,6 +75,16 @@ def planned_message(placed: Placed, what_if: Iterable[str]) -> deployer_pb2.Plan
             deployer_pb2.Alternative(plan=plan_message(plan), reason=reason) for plan, reason in placed.alternatives
         ],
         what_if=what_if,
+    )
+
+
+def fleet_message(fleet: Fleet) -> deployer_pb2.PlanFleetResponse:
+    """A plan for each copy of each member."""
+    return deployer_pb2.PlanFleetResponse(
+        plans=map(plan_message, fleet.plans),
+        explanation=fleet.explanation,
+        tokens_per_second=fleet.tokens_per_second,
+        tokens_per_second_bound=fleet.tokens_per_second_bound,
     )
 
 
@@ -206,6 +217,7 @@ def _spec_message(spec: DeploymentSpec) -> deployer_pb2.DeploymentSpec:
         dtype=spec.dtype,
         device_ids=spec.device_ids,
         queue_shard=spec.queue_shard,
+        stage_layers=spec.stage_layers,
     )
     if spec.first_token_slo_seconds:
         message.first_token_slo.CopyFrom(duration(spec.first_token_slo_seconds))
