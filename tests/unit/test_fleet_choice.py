@@ -40,6 +40,12 @@ def latency(parties: Sequence[Party], chosen: Chosen) -> float:
     return sum(weight * one.latency for weight, taken in zip(weights, chosen, strict=True) for one in taken)
 
 
+def no_slower(chosen: Chosen, than: Chosen) -> bool:
+    """Of every member the slowest copy, and all together."""
+    times = [[[one.latency for one in taken] for taken in choice] for choice in (chosen, than)]
+    return all(max(a) <= max(b) and sum(a) <= sum(b) for a, b in zip(*times, strict=True))
+
+
 def every(parties: Sequence[Party], free: dict[str, int]) -> Iterator[Chosen]:
     """All choices that fit."""
     for chosen in product(*(combinations(party.candidates, party.copies) for party in parties)):
@@ -86,10 +92,9 @@ def test_no_choice_is_better(fleet: tuple[list[Party], dict[str, int]]) -> None:
     assert found.bound <= least * (1 + 1e-6)
     within = [one for one in choices if load(parties, one) <= (1 + SLACK) * least]
     quickest = min(latency(parties, one) for one in within)
-    assert latency(parties, found.chosen) == pytest.approx(quickest, rel=1e-4)
+    assert latency(parties, found.chosen) <= quickest * (1 + 1e-3)
     assert found.load <= (1 + SLACK) * least * (1 + 1e-4)
-    fewest = min(len(needs(one)) for one in within if latency(parties, one) <= quickest * (1 + 1e-9))
-    assert len(needs(found.chosen)) <= fewest
+    assert len(needs(found.chosen)) == min(len(needs(one)) for one in within if no_slower(one, found.chosen))
     assert least_load(parties, free) == pytest.approx(least, rel=1e-4)
     assert choose(parties, free, slack=SLACK) == found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,8 +120,21 @@ def _planned(members: list[FleetMember], topology: Topology) -> PlanFleetRespons
     for number, one in enumerate(decoding.fleet(PlanFleetRequest(members=members))):
         with naming(number, one.spec.model):
             asked.append(Member(one, read_shape(one.spec.weights_path)))
-    with needing("deployer"):  # the solver is imported when it is needed
+    with needing("deployer"), _others_on_stderr():  # the solver is imported when it is needed
         return encoding.fleet_message(plan_fleet(HelrPlanner(), asked, decoding.topology(topology)))
+
+
+@contextlib.contextmanager
+def _others_on_stderr() -> Iterator[None]:
+    """HiGHS now and then prints a line of its own, past Python: it would end up in the JSON."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _table(planned: PlanFleetResponse, machine: Machine) -> Table:

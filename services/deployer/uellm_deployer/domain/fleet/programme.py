@@ -5,7 +5,8 @@ With x = 1 for the candidates that are taken, and U the busiest device's or engi
     sum of x over a member's candidates = its copies,      sum of x over candidates with equal specs <= 1,
     on each device sum of bytes * x <= what is free,       on each device and engine sum of share * seconds * x <= U
 
-Least is first U; within the slack of it the latency, weighted by share; then the number of devices.
+Least is first U; within the slack of it the latency, weighted by share; then, with no member slower, the number of
+devices.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import numpy.typing as npt
 from uellm_deployer.domain.fleet.choice import Choice, Chosen, NoRoomError, Party, UndecidedError, lacking, load
 from uellm_deployer.domain.plan import DeploymentSpec
 
-EFFORT = 600_000
-"""Candidates times nodes of branch and bound, at most in each solution: a limit in seconds would make plans depend on
-the machine's load."""
-GAP = 1e-5
-"""Share of the least within which it counts as proven."""
+EFFORT = 400_000
+"""Candidates times nodes of branch and bound, at most for U, and for the rest a quarter: a limit in seconds would make
+plans depend on the machine's load."""
+GAP = 1e-4
+"""Share of the least U within which it counts as proven."""
+LATENCY_GAP = 1e-3
+"""Likewise of latency."""
+SAME = 1 + 1e-9
+"""A ratio of equal latencies."""
 STANDBY = 1e-3
 """Weight of the latency of a member without traffic, beside shares that sum to 1."""
 
@@ -50,7 +55,7 @@ def choose(parties: Sequence[Party], free: Mapping[str, int], *, slack: float, e
         quick = programme.improve(least, latency)
     else:
         raise _no_room(parties, free, effort)
-    programme.limit_latency(latency, float(latency @ quick.x) * (1 + GAP))
+    programme.limit_latencies(quick)
     best = programme.improve(quick, programme.devices_cost())
     return Choice(
         chosen=programme.chosen(best.x),
@@ -96,9 +101,9 @@ class _Programme:
     """Columns: the candidates of all members; U; by device whether it is used, and what it lacks, as a share of it."""
 
     def __init__(self, parties: Sequence[Party], free: Mapping[str, int], effort: int) -> None:
-        self._parties, self._free = parties, free
+        self._parties, self._free, self._effort = parties, free, effort
         self._columns = [(number, one) for number, party in enumerate(parties) for one in party.candidates]
-        self._nodes = 1 + effort // len(self._columns)
+        self._limits = {"node_limit": 1 + effort // len(self._columns), "mip_rel_gap": GAP}
         used = {device for _, one in self._columns for device in one.needs}
         self._devices = [device for device in free if device in used]
         self._load = len(self._columns)
@@ -168,7 +173,7 @@ class _Programme:
     def at_once(self, latency: Vector) -> _Solution | None:
         """A solution that is best in load and latency at once, if what is quickest alone makes one: soon found."""
         before = self._upper.copy()
-        self._upper[: self._load][latency[: self._load] > self._least_of_members(latency) * (1 + GAP)] = 0.0
+        self._upper[: self._load][latency[: self._load] > self._least_of_members(latency) * SAME] = 0.0
         try:
             found = self.solve(self.load_cost())
         except UndecidedError:
@@ -176,14 +181,19 @@ class _Programme:
         self._upper = before
         return found if found is not None and found.value <= 1 + GAP else None
 
-    def is_quickest(self, found: _Solution, latency: Vector) -> bool:
-        """Whether all copies are as quick as alone."""
-        return float(latency @ found.x) <= 1 + GAP
-
-    def limit_latency(self, latency: Vector, most: float) -> None:
-        """Admit no higher latency; what would exceed it while all others are as quick as alone is out."""
-        self.rows.append(_Row(_sparse(latency), -np.inf, most))
-        self._upper[: self._load][latency[: self._load] - self._least_of_members(latency) > most - 1 + GAP] = 0.0
+    def limit_latencies(self, found: _Solution) -> None:
+        """Admit nothing that makes a member slower than it is there: its slowest copy, or all of them together."""
+        chosen = self.chosen(found.x)
+        for column, (member, one) in enumerate(self._columns):
+            if one.latency > max(other.latency for other in chosen[member]):
+                self._upper[column] = 0.0
+        for number, taken in enumerate(chosen):
+            total = sum(one.latency for one in taken)
+            own = {
+                column: one.latency / total for column, (member, one) in enumerate(self._columns) if member == number
+            }
+            if len(taken) > 1:
+                self.rows.append(_Row(own, -np.inf, 1.0))
 
     def _least_of_members(self, cost: Vector) -> Vector:
         """For each candidate, the least cost of one of the same member."""
@@ -218,6 +228,7 @@ class _Programme:
 
     def improve(self, before: _Solution, cost: Vector) -> _Solution:
         """The solution with the least cost; the one before if the search comes to its limit."""
+        self._limits = {"node_limit": 1 + self._effort // 4 // len(self._columns), "mip_rel_gap": LATENCY_GAP}
         try:
             return self.solve(cost) or before
         except UndecidedError:
@@ -252,12 +263,8 @@ class _Programme:
             constraints=LinearConstraint(matrix, [row.low for row in self.rows], [row.high for row in self.rows]),
             integrality=whole,
             bounds=Bounds(0.0, self._upper),
-            options={"node_limit": self._nodes, "mip_rel_gap": GAP},
+            options={**self._limits},  # which it empties
         )
         if found.x is None and found.status == _LIMIT_REACHED:
             raise UndecidedError
         return None if found.x is None else _Solution(found.x, float(found.fun), float(found.mip_dual_bound))
-
-
-def _sparse(vector: Vector) -> dict[int, float]:
-    return {int(column): float(vector[column]) for column in np.flatnonzero(vector)}
