@@ -35,7 +35,6 @@ from uellm.rpc.errors import (
     NotFoundError,
     PermissionDeniedError,
     ResourceExhaustedError,
-    UnimplementedError,
 )
 from uellm.rpc.status import from_rpc_error, from_status
 from uellm.v1 import deployer_pb2 as pb
@@ -245,6 +244,25 @@ def test_planning_changes_nothing(deployer, weights):
     assert deployer.files() == set()
 
 
+def test_a_fleet_is_deployed_as_it_was_planned(deployer, weights):
+    """Two models on one CPU: the second finds its place although the first is there by then."""
+    specs = [pb.DeploymentSpec(model=name, weights_path=str(weights), max_batch_rows=2) for name in ("left", "right")]
+    request = pb.PlanFleetRequest(members=[pb.FleetMember(spec=spec) for spec in specs])
+    fleet = deployer.call("PlanFleet", request)
+    assert [plan.spec.model for plan in fleet.plans] == ["left", "right"]
+    assert 0 < fleet.tokens_per_second <= fleet.tokens_per_second_bound * 1.0001
+    assert deployer.files() == set()
+    left, right = (pb.CreateDeploymentRequest(deployment_id=one.spec.model, spec=one.spec) for one in fleet.plans)
+    right.validate_only = True  # as it would be created beside the first
+    created = deployer.finish(deployer.call("CreateDeployment", left)), deployer.call("CreateDeployment", right)
+    for operation, plan in zip(created, fleet.plans, strict=True):
+        deployment = pb.Deployment()
+        assert operation.response.Unpack(deployment), operation.error
+        assert deployment.plan.plan_hash == plan.plan_hash
+        assert list(deployment.plan.stages) == list(plan.stages)
+    deployer.delete("left")
+
+
 def test_requests_are_checked(deployer, weights, tmp_path):
     wrong = pb.CreateDeploymentRequest(spec=pb.DeploymentSpec(model="tiny", weights_path=str(tmp_path)))
     with pytest.raises(InvalidArgumentError, match=r"config\.json"):
@@ -253,7 +271,7 @@ def test_requests_are_checked(deployer, weights, tmp_path):
         deployer.call("GetDeployment", pb.GetDeploymentRequest(name="deployments/../x"))
     with pytest.raises(NotFoundError):
         deployer.call("GetOperation", pb.GetOperationRequest(name="operations/none"))
-    with pytest.raises(UnimplementedError, match="PlanFleet"):
+    with pytest.raises(InvalidArgumentError, match="members"):
         deployer.call("PlanFleet", pb.PlanFleetRequest())
 
 

@@ -93,6 +93,27 @@ def watch_deployment(
     watch(state, name, as_json=as_json)
 
 
+@deploying.command("fleet")
+def show_fleet(
+    members: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE.yaml", help="As examples/fleet.yaml.")
+    ],
+    file: TopologyFile = None,
+    gpu_model: GpuModel = "",
+    p2p: PeerFile = None,
+    svg: Annotated[Path | None, typer.Option("--svg", dir_okay=False, help="Draw it there, too.")] = None,
+    state: State = default_folder(),
+    as_json: Json = False,
+) -> None:
+    """Show where several models would be placed together, and what bounds them. Nothing changes."""
+    from uellm.cli import plan
+    from uellm.cli.fleet import fleet
+
+    if file is None and (gpu_model or p2p):
+        raise typer.BadParameter("--gpu-model and --p2p go with --file")
+    fleet(members, plan.Shown(state, file, gpu_model, p2p, svg, as_json))
+
+
 @deploying.command("traffic")
 def set_traffic(
     shares: Annotated[

@@ -104,7 +104,7 @@ def plan(asked: Asked, shown: Shown) -> None:
         topology = from_file(shown.file, shown.gpu_model, shown.p2p).topology
         planned = _planned(asked.spec(), topology)
     if shown.svg is not None:
-        shown.svg.write_text(draw(Machine(topology, tuple(_placed(planned.plan)))), encoding="utf-8")
+        shown.svg.write_text(draw(Machine(topology, tuple(placed_on(planned.plan)))), encoding="utf-8")
     if shown.as_json:
         sys.stdout.write(MessageToJson(planned, preserving_proto_field_name=True) + "\n")
     else:
@@ -131,15 +131,17 @@ def _planned(spec: DeploymentSpec, topology: Topology) -> PlanDeploymentResponse
     return encoding.planned_message(placed, planner.what_if(placed))
 
 
-def _placed(planned: DeploymentPlan) -> list[Placed]:
+def placed_on(planned: DeploymentPlan) -> list[Placed]:
+    """What a plan puts on which device."""
     return [
-        Placed(planned.spec.model, planned.spec.model, device, stage.first_layer, stage.layer_count, _needed(stage))
+        Placed(planned.spec.model, planned.spec.model, device, stage.first_layer, stage.layer_count, needed(stage))
         for stage in planned.stages
         for device in stage.device_ids
     ]
 
 
-def _needed(stage: Stage) -> int:
+def needed(stage: Stage) -> int:
+    """Bytes of a stage on each of its devices."""
     return stage.weight_bytes + stage.kv_bytes + stage.reserve_bytes
 
 
@@ -176,7 +178,7 @@ def _stages(best: DeploymentPlan, machine: Machine) -> Table:
             str(number),
             " + ".join([*ends[0], layers, *ends[1]]),
             escape(" ".join(names[device] for device in stage.device_ids)),
-            *(show_bytes(size) for size in (stage.weight_bytes, stage.kv_bytes, stage.reserve_bytes, _needed(stage))),
+            *(show_bytes(size) for size in (stage.weight_bytes, stage.kv_bytes, stage.reserve_bytes, needed(stage))),
             show_bytes(min(free[device] for device in stage.device_ids)),
         )
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import grpc
 
@@ -11,6 +11,7 @@ from uellm.client.aio_connection import AsyncConnection, is_cancelled
 from uellm.client.deploying import CHANGE_SECONDS
 from uellm.client.requests import (
     INSTALL_SECONDS,
+    PLAN_SECONDS,
     Submitted,
     name_of,
 )
@@ -19,11 +20,14 @@ from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import (
     Deployment,
     DeploymentSpec,
+    FleetMember,
     GetTopologyRequest,
     GetTopologyResponse,
     ListDeploymentsRequest,
     PlanDeploymentRequest,
     PlanDeploymentResponse,
+    PlanFleetRequest,
+    PlanFleetResponse,
     SetTrafficRequest,
     SetTrafficResponse,
     Topology,
@@ -164,6 +168,15 @@ class AsyncOperations(AsyncConnection):
         """
         request = PlanDeploymentRequest(spec=spec, topology=topology)
         response: PlanDeploymentResponse = await self._call(self._deployer.PlanDeployment, request)
+        return response
+
+    async def plan_fleet(self, members: Iterable[FleetMember], topology: Topology | None = None) -> PlanFleetResponse:
+        """Where the deployer would place several models at once: a plan for each copy, in order. Nothing changes.
+
+        Raises InvalidArgumentError, and ResourceExhaustedError with what lacks where they do not fit together.
+        """
+        request = PlanFleetRequest(members=members, topology=topology)
+        response: PlanFleetResponse = await self._call(self._deployer.PlanFleet, request, seconds=PLAN_SECONDS)
         return response
 
     async def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:

@@ -25,6 +25,8 @@ from uellm.v1.query_pb2 import (
 
 INSTALL_SECONDS = 300.0
 """How long a predictor may take to load."""
+PLAN_SECONDS = 120.0
+"""How long a fleet may take to be planned."""
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """Plain text; chat messages `{"role": ..., "content": ...}`; or token ids of the served model."""

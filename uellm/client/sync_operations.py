@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 
 import grpc
 
 from uellm.client.deploying import CHANGE_SECONDS
 from uellm.client.requests import (
     INSTALL_SECONDS,
+    PLAN_SECONDS,
     Submitted,
     name_of,
 )
@@ -17,11 +18,14 @@ from uellm.rpc.status import from_rpc_error
 from uellm.v1.deployer_pb2 import (
     Deployment,
     DeploymentSpec,
+    FleetMember,
     GetTopologyRequest,
     GetTopologyResponse,
     ListDeploymentsRequest,
     PlanDeploymentRequest,
     PlanDeploymentResponse,
+    PlanFleetRequest,
+    PlanFleetResponse,
     SetTrafficRequest,
     SetTrafficResponse,
     Topology,
@@ -155,6 +159,15 @@ class Operations(Connection):
         """
         request = PlanDeploymentRequest(spec=spec, topology=topology)
         response: PlanDeploymentResponse = self._call(self._deployer.PlanDeployment, request)
+        return response
+
+    def plan_fleet(self, members: Iterable[FleetMember], topology: Topology | None = None) -> PlanFleetResponse:
+        """Where the deployer would place several models at once: a plan for each copy, in order. Nothing changes.
+
+        Raises InvalidArgumentError, and ResourceExhaustedError with what lacks where they do not fit together.
+        """
+        request = PlanFleetRequest(members=members, topology=topology)
+        response: PlanFleetResponse = self._call(self._deployer.PlanFleet, request, seconds=PLAN_SECONDS)
         return response
 
     def set_traffic(self, shares: Mapping[str, float], model: str = "") -> list[Deployment]:

@@ -42,6 +42,10 @@ class Violations:
         """Notes violations found elsewhere."""
         self._found.extend(violations)
 
+    def under(self, path: str) -> list[FieldViolation]:
+        """What was found, as of fields of a message at `path`."""
+        return [FieldViolation(f"{path}.{found.field}", found.description) for found in self._found]
+
     def raise_if_any(self) -> None:
         """Ends the checks.
 

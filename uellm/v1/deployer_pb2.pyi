@@ -128,7 +128,7 @@ class GetTopologyResponse(_message.Message):
     def __init__(self, topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class DeploymentSpec(_message.Message):
-    __slots__ = ("model", "weights_path", "backend", "objective", "max_batch_rows", "context_tokens", "max_output_tokens", "default_generation", "dtype", "device_ids", "first_token_slo", "output_token_slo", "queue_shard")
+    __slots__ = ("model", "weights_path", "backend", "objective", "max_batch_rows", "context_tokens", "max_output_tokens", "default_generation", "dtype", "device_ids", "first_token_slo", "output_token_slo", "queue_shard", "stage_layers")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_PATH_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +142,7 @@ class DeploymentSpec(_message.Message):
     FIRST_TOKEN_SLO_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKEN_SLO_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SHARD_FIELD_NUMBER: _ClassVar[int]
+    STAGE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     model: str
     weights_path: str
     backend: str
@@ -155,7 +156,8 @@ class DeploymentSpec(_message.Message):
     first_token_slo: _duration_pb2.Duration
     output_token_slo: _duration_pb2.Duration
     queue_shard: int
-    def __init__(self, model: _Optional[str] = ..., weights_path: _Optional[str] = ..., backend: _Optional[str] = ..., objective: _Optional[_Union[PlacementObjective, str]] = ..., max_batch_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., dtype: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., first_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_shard: _Optional[int] = ...) -> None: ...
+    stage_layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model: _Optional[str] = ..., weights_path: _Optional[str] = ..., backend: _Optional[str] = ..., objective: _Optional[_Union[PlacementObjective, str]] = ..., max_batch_rows: _Optional[int] = ..., context_tokens: _Optional[int] = ..., max_output_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_query_pb2.GenerationParameters, _Mapping]] = ..., dtype: _Optional[str] = ..., device_ids: _Optional[_Iterable[str]] = ..., first_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_token_slo: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., queue_shard: _Optional[int] = ..., stage_layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Stage(_message.Message):
     __slots__ = ("device_ids", "first_layer", "layer_count", "embedding", "head", "weight_bytes", "kv_bytes", "reserve_bytes")
@@ -238,20 +240,26 @@ class PlanFleetRequest(_message.Message):
     def __init__(self, members: _Optional[_Iterable[_Union[FleetMember, _Mapping]]] = ..., topology: _Optional[_Union[Topology, _Mapping]] = ...) -> None: ...
 
 class FleetMember(_message.Message):
-    __slots__ = ("spec", "traffic_share")
+    __slots__ = ("spec", "traffic_share", "copies")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_SHARE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     spec: DeploymentSpec
     traffic_share: float
-    def __init__(self, spec: _Optional[_Union[DeploymentSpec, _Mapping]] = ..., traffic_share: _Optional[float] = ...) -> None: ...
+    copies: int
+    def __init__(self, spec: _Optional[_Union[DeploymentSpec, _Mapping]] = ..., traffic_share: _Optional[float] = ..., copies: _Optional[int] = ...) -> None: ...
 
 class PlanFleetResponse(_message.Message):
-    __slots__ = ("plans", "explanation")
+    __slots__ = ("plans", "explanation", "tokens_per_second", "tokens_per_second_bound")
     PLANS_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_BOUND_FIELD_NUMBER: _ClassVar[int]
     plans: _containers.RepeatedCompositeFieldContainer[DeploymentPlan]
     explanation: str
-    def __init__(self, plans: _Optional[_Iterable[_Union[DeploymentPlan, _Mapping]]] = ..., explanation: _Optional[str] = ...) -> None: ...
+    tokens_per_second: float
+    tokens_per_second_bound: float
+    def __init__(self, plans: _Optional[_Iterable[_Union[DeploymentPlan, _Mapping]]] = ..., explanation: _Optional[str] = ..., tokens_per_second: _Optional[float] = ..., tokens_per_second_bound: _Optional[float] = ...) -> None: ...
 
 class CreateDeploymentRequest(_message.Message):
     __slots__ = ("deployment_id", "spec", "strategy", "validate_only", "request_id")

@@ -15,11 +15,14 @@ from uellm_deployer.app.creation import Creation
 from uellm_deployer.app.operations import Request
 from uellm_deployer.domain.deployment import Strategy
 from uellm_deployer.domain.engines import ENGINES
+from uellm_deployer.domain.fleet.fleet import Wanted
 from uellm_deployer.domain.plan import DeploymentSpec, Generation, Objective
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
 DEFAULT_BACKEND = "hf"
 MAX_QUEUE_SHARD = 63
+MAX_FLEET = 64
+SHARE_TOLERANCE = 1e-6
 MAX_BATCH_ROWS = 1024
 MAX_SECONDS = 86_400.0
 MAX_PATH_BYTES = 4_096
@@ -58,6 +61,24 @@ def spec(message: deployer_pb2.DeploymentSpec) -> DeploymentSpec:
     decoded = _spec(violations, message)
     violations.raise_if_any()
     return decoded
+
+
+def fleet(message: deployer_pb2.PlanFleetRequest) -> list[Wanted]:
+    """The members of a fleet; InvalidArgumentError with every violation."""
+    violations, wanted = Violations(), list[Wanted]()
+    for number, member in enumerate(message.members):
+        one = Violations()
+        decoded = _spec(one, member.spec)
+        one.finite("traffic_share", member.traffic_share, 0, 1)
+        violations.extend(one.under(f"members[{number}]"))
+        wanted.append(Wanted(decoded, member.traffic_share, member.copies or 1))
+    if not 1 <= sum(one.copies for one in wanted) <= MAX_FLEET:
+        violations.add("members", f"must be 1 to {MAX_FLEET} copies in all; got {sum(one.copies for one in wanted):,}")
+    total = sum(one.share for one in wanted)
+    if total and abs(total - 1) > SHARE_TOLERANCE:
+        violations.add("members", f"must have traffic shares that sum to 1, or are all 0; they sum to {total:g}")
+    violations.raise_if_any()
+    return wanted
 
 
 def traffic(message: deployer_pb2.SetTrafficRequest) -> tuple[str, dict[str, float]]:
@@ -145,6 +166,7 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
         violations.add("spec.dtype", f"must be one of {', '.join(ELEMENT_BYTES)}, or empty")
     if message.queue_shard > MAX_QUEUE_SHARD:
         violations.add("spec.queue_shard", f"must be at most {MAX_QUEUE_SHARD}; got {message.queue_shard:,}")
+    _check_stages(violations, message)
     _check_generation(violations, message.default_generation)
     return DeploymentSpec(
         model=message.model,
@@ -160,7 +182,18 @@ def _spec(violations: Violations, message: deployer_pb2.DeploymentSpec) -> Deplo
         first_token_slo_seconds=_seconds(violations, message, "first_token_slo"),
         output_token_slo_seconds=_seconds(violations, message, "output_token_slo"),
         queue_shard=message.queue_shard,
+        stage_layers=tuple(message.stage_layers),
     )
+
+
+def _check_stages(violations: Violations, message: deployer_pb2.DeploymentSpec) -> None:
+    devices, stages = message.device_ids, len(message.stage_layers)
+    if not stages:
+        return
+    if len(devices) < stages or len(devices) % stages or len(set(devices)) < len(devices):
+        violations.add("spec.device_ids", f"must be equally many different devices for each of the {stages} stages")
+    if 0 in message.stage_layers:
+        violations.add("spec.stage_layers", "must be at least 1 each")
 
 
 def _check_generation(violations: Violations, message: query_pb2.GenerationParameters) -> None:

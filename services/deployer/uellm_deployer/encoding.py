@@ -15,6 +15,7 @@ from uellm_deployer.app.reconcile import Drift
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 from uellm_deployer.domain.engines import ENGINES, EngineKind
 from uellm_deployer.domain.facts import ModelFacts
+from uellm_deployer.domain.fleet.fleet import Fleet
 from uellm_deployer.domain.placement import Placed
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec, Generation, Stage, StepTime
 from uellm_deployer.domain.recommendation import Recommendation
@@ -81,6 +82,16 @@ def planned_message(placed: Placed, what_if: Iterable[str]) -> deployer_pb2.Plan
 def recommendation_message(recommendation: Recommendation) -> deployer_pb2.Alternative:
     """What would be better now, and why."""
     return deployer_pb2.Alternative(plan=plan_message(recommendation.plan), reason=recommendation.reason)
+
+
+def fleet_message(fleet: Fleet) -> deployer_pb2.PlanFleetResponse:
+    """A plan for each copy of each member."""
+    return deployer_pb2.PlanFleetResponse(
+        plans=map(plan_message, fleet.plans),
+        explanation=fleet.explanation,
+        tokens_per_second=fleet.tokens_per_second,
+        tokens_per_second_bound=fleet.tokens_per_second_bound,
+    )
 
 
 def plan_message(plan: DeploymentPlan) -> deployer_pb2.DeploymentPlan:
@@ -212,6 +223,7 @@ def _spec_message(spec: DeploymentSpec) -> deployer_pb2.DeploymentSpec:
         dtype=spec.dtype,
         device_ids=spec.device_ids,
         queue_shard=spec.queue_shard,
+        stage_layers=spec.stage_layers,
     )
     if spec.first_token_slo_seconds:
         message.first_token_slo.CopyFrom(duration(spec.first_token_slo_seconds))

@@ -69,6 +69,16 @@ class DeployerServicer(DeployerServiceServicer):
         placed = await self._planning.plan(decoding.spec(request.spec), machine)
         return encoding.planned_message(placed, await self._planning.what_if(placed))
 
+    async def PlanFleet(
+        self,
+        request: deployer_pb2.PlanFleetRequest,
+        context: Any,
+    ) -> deployer_pb2.PlanFleetResponse:
+        """Plans several models at once; nothing changes."""
+        wanted = decoding.fleet(request)
+        machine = decoding.topology(request.topology) if request.HasField("topology") else None
+        return encoding.fleet_message(await self._planning.plan_fleet(wanted, machine))
+
     async def CreateDeployment(
         self,
         request: deployer_pb2.CreateDeploymentRequest,

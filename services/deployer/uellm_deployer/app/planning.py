@@ -10,6 +10,7 @@ from uellm_deployer.app.book import Book
 from uellm_deployer.app.ports import ModelLibrary, TopologySource
 from uellm_deployer.domain.deployment import Deployment, State
 from uellm_deployer.domain.facts import refusal
+from uellm_deployer.domain.fleet.fleet import Fleet, Member, Wanted, naming, plan_fleet
 from uellm_deployer.domain.placement import Placed, Planner
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
 from uellm_deployer.domain.topology import Topology
@@ -62,6 +63,17 @@ class Planning:
     async def what_if(self, placed: Placed) -> tuple[str, ...]:
         """In words: what one more device of each sort, or faster links, would give."""
         return await asyncio.to_thread(self._planner.what_if, placed)
+
+    async def plan_fleet(self, wanted: Sequence[Wanted], machine: Topology | None = None) -> Fleet:
+        """Plan several models at once, beside what is deployed; errors as of `domain.fleet.fleet.plan_fleet`."""
+        members = []
+        for number, one in enumerate(wanted):
+            with naming(number, one.spec.model):
+                members.append(Member(one, await self._library.shape(one.spec.weights_path)))
+        there = [] if machine else [one for one in self._book.deployments.values() if one.state is not State.FAILED]
+        topology = machine or await self._available([])
+        deployed = [one.plan.spec for one in there]
+        return await asyncio.to_thread(plan_fleet, self._planner, members, topology, deployed)
 
     async def preflight(self, plan: DeploymentPlan, unloaded: Collection[str]) -> None:
         """Check once more that the plan fits, beside what is loaded; ResourceExhaustedError with the numbers.

@@ -32,7 +32,9 @@ def explain(
     if len(copy.stages) > 1:
         parts.append(f"bounded by {copy.bottleneck}, {copy.bottleneck_seconds:.4g} s of it")
     same = [device for device in devices if device.kind is sizing.kind]
-    if len(same) > 1:
+    if spec.stage_layers:
+        parts.append("divided as the spec says")
+    elif len(same) > 1:
         sure = "no placement is better" if placement.exact else f"within {placement.gap:.2%} of what any could be"
         parts.append(f"by {spec.objective.value} over {len(same)} devices: {sure}")
     whole = {one.kind: one.on_one_device.total for one in tried}

@@ -5,6 +5,7 @@ Each stage becomes one layer of the problem, and no device takes two.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import reduce
 from itertools import accumulate
@@ -22,6 +23,15 @@ def as_built(problem: helr.Problem, built: BuiltEngine | None) -> helr.Problem:
     layers = tuple(reduce(_sum, model.layers[first:last]) for first, last in zip([0, *ends], ends, strict=False))
     rules = replace(problem.constraints, tensor_sizes=(built.tensor_size,), max_layers=1, max_stages=None)
     return replace(problem, model=replace(model, layers=layers), constraints=rules)
+
+
+def folded(stage_layers: Sequence[int], built: BuiltEngine | None) -> Sequence[int]:
+    """Layers of stages as the problem counts them; raises ValueError if the engine was built otherwise."""
+    if built is None:
+        return stage_layers
+    if tuple(stage_layers) != tuple(built.stage_layers):
+        raise ValueError(f"must be {', '.join(map(str, built.stage_layers))}: so the engine was built")
+    return (1,) * len(stage_layers)
 
 
 def unfolded(plan: Plan, built: BuiltEngine | None) -> Plan:

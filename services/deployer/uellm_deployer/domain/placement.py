@@ -9,12 +9,13 @@ from typing import Protocol
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm_deployer.domain.engines import able_devices
 from uellm_deployer.domain.explaining import change_told, does_not_fit, explain, lost_by
-from uellm_deployer.domain.facts import ModelShape
-from uellm_deployer.domain.fixed_split import as_built, unfolded
+from uellm_deployer.domain.facts import BuiltEngine, ModelShape
+from uellm_deployer.domain.fixed_split import as_built, folded, unfolded
 from uellm_deployer.domain.helr.errors import DoesNotFitError, SloUnreachableError
 from uellm_deployer.domain.helr.problem import Constraints, Goal, Problem, Slo
 from uellm_deployer.domain.helr.result import Placement, Plan
 from uellm_deployer.domain.helr.solve import solve
+from uellm_deployer.domain.helr.stated import stated
 from uellm_deployer.domain.helr.what_if import sensitivities
 from uellm_deployer.domain.placing import PROBE_PROMPT_TOKENS, problem_of, stages_of, times_of
 from uellm_deployer.domain.plan import DeploymentPlan, DeploymentSpec
@@ -69,32 +70,42 @@ class HelrPlanner:
         return _placed(answers, able, tried, topology)
 
     def what_if(self, placed: Placed) -> tuple[str, ...]:
-        """Solve for some other machines. A CPU is not one of several: another one is no question."""
+        """Solve for some other machines. No question for one CPU, or for stages that the spec states."""
         best, spec = placed.answer, placed.plan.spec
-        if best.sizing.kind is DeviceKind.CPU and len(best.problem.devices) == 1:
+        if spec.stage_layers or (best.sizing.kind is DeviceKind.CPU and len(best.problem.devices) == 1):
             return ()
-        goal, slo = Goal(spec.objective.value), _slo(spec)
+        goal, slo = Goal(spec.objective.value), slo_of(spec)
         return tuple(change_told(one) for one in sensitivities(best.problem, best.placement, goal, slo=slo))
 
     def _answers(
         self, spec: DeploymentSpec, shape: ModelShape, topology: Topology
     ) -> tuple[list[Device], list[Sizing], list[Answer]]:
         """The devices and kinds that were tried, and the best placement on each kind, best first."""
-        able = able_devices(spec.backend, shape.quantisation, _candidates(spec, topology))
-        tried = [Sizing.of(spec, shape, kind) for kind in KINDS if any(device.kind is kind for device in able)]
+        able, asked = problems(spec, shape, topology)
+        tried = [sizing for sizing, _ in asked]
         answers: list[Answer] = []
         refused: list[DoesNotFitError | SloUnreachableError] = []
-        for sizing in tried:
-            problem = problem_of(sizing, [device for device in able if device.kind is sizing.kind], topology)
-            problem = as_built(problem, shape.built)
+        for sizing, problem in asked:
             try:
-                answers.append(Answer(sizing, problem, solve(problem, Goal(spec.objective.value), slo=_slo(spec))))
+                answers.append(Answer(sizing, problem, placed_on(sizing.spec, problem, shape.built)))
             except (DoesNotFitError, SloUnreachableError) as error:
                 refused.append(error)
         if not answers:
             raise _refusal(refused, tried, able)
         answers.sort(key=lambda answer: answer.placement.objective_seconds)
         return able, tried, answers
+
+
+def problems(
+    spec: DeploymentSpec, shape: ModelShape, topology: Topology
+) -> tuple[list[Device], list[tuple[Sizing, Problem]]]:
+    """The devices that can serve the model, and what is to be solved on those of each kind."""
+    able = able_devices(spec.backend, shape.quantisation, _candidates(spec, topology))
+    tried = [Sizing.of(spec, shape, kind) for kind in KINDS if any(device.kind is kind for device in able)]
+    return able, [
+        (sizing, as_built(problem_of(sizing, [one for one in able if one.kind is sizing.kind], topology), shape.built))
+        for sizing in tried
+    ]
 
 
 def _candidates(spec: DeploymentSpec, topology: Topology) -> list[Device]:
@@ -107,7 +118,21 @@ def _candidates(spec: DeploymentSpec, topology: Topology) -> list[Device]:
     return [device for device in holders if device.id in (spec.device_ids or (device.id,))]
 
 
-def _slo(spec: DeploymentSpec) -> Slo | None:
+def placed_on(
+    spec: DeploymentSpec, problem: Problem, built: BuiltEngine | None = None, *, with_alternatives: bool = True
+) -> Placement:
+    """The best placement, or the one that the spec states; errors as of `Planner.place`."""
+    goal, slo = Goal(spec.objective.value), slo_of(spec)
+    if not spec.stage_layers:
+        return solve(problem, goal, slo=slo, with_alternatives=with_alternatives)
+    try:
+        return stated(problem, goal, spec.device_ids, folded(spec.stage_layers, built), slo)
+    except ValueError as error:
+        raise InvalidArgumentError([FieldViolation("spec.stage_layers", str(error))]) from None
+
+
+def slo_of(spec: DeploymentSpec) -> Slo | None:
+    """The objectives for time, if there are any."""
     if not (spec.first_token_slo_seconds or spec.output_token_slo_seconds):
         return None
     return Slo(spec.first_token_slo_seconds or None, spec.output_token_slo_seconds or None)

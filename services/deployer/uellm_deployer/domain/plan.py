@@ -52,6 +52,8 @@ class DeploymentSpec:
     first_token_slo_seconds: float = 0.0
     output_token_slo_seconds: float = 0.0
     queue_shard: int = 0
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each stage, the stages on `device_ids` in order; empty: the planner divides them."""
 
     @property
     def queue(self) -> tuple[str, int]:

@@ -80,3 +80,17 @@ class Topology:
             for device in self.devices
         )
         return replace(self, devices=devices)
+
+
+def with_twin(topology: Topology, device_id: str) -> Topology:
+    """With one more device like one that is there: linked as it is, and to it by the best link that it has."""
+    (device,) = (one for one in topology.devices if one.id == device_id)
+    name = device_id + "+"
+    own = [link for link in topology.links if device_id in (link.device_a, link.device_b)]
+    links = [
+        replace(link, device_a=name) if link.device_a == device_id else replace(link, device_b=name) for link in own
+    ]
+    if own:
+        best = max(own, key=lambda link: (link.bandwidth, -link.latency_seconds, link.peer_access))
+        links.append(replace(best, device_a=device_id, device_b=name))
+    return replace(topology, devices=(*topology.devices, replace(device, id=name)), links=(*topology.links, *links))
