@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from uellm_deployer.adapters.model_folder import read_shape
 from uellm_deployer.domain.built import built_shape, even_split
+from uellm_deployer.domain.fixed_split import folded
+from uellm_deployer.domain.fleet.fleet import Member, Wanted, plan_fleet
 from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.topology import Link, Topology
 
@@ -196,3 +198,24 @@ def test_a_folder_that_lacks_something_is_refused(tmp_path, missing):
     (write(tmp_path) / missing).unlink()
     with pytest.raises(InvalidArgumentError, match=f"without {missing}"):
         read_shape(str(tmp_path))
+
+
+def test_stages_that_a_spec_states_are_those_of_the_build():
+    built = built_shape(CONFIG, RANKS, "f").built
+    assert folded((15, 15), built) == (1, 1)
+    assert folded((4, 1), None) == (4, 1)
+    with pytest.raises(ValueError, match="must be 15, 15"):
+        folded((20, 10), built)
+
+
+def test_two_copies_of_an_engine_are_planned_as_a_fleet():
+    """On four devices each, by specs that give the same plans again."""
+    shape, machine = built_shape(CONFIG, RANKS, "f"), nvlinked(*EIGHT)
+    fleet = plan_fleet(HelrPlanner(), [Member(Wanted(spec(), 1.0, copies=2), shape)], machine)
+    one, other = fleet.plans
+    assert not set(one.needs) & set(other.needs)
+    assert len(one.needs) == len(other.needs) == 4
+    for plan in fleet.plans:
+        again = HelrPlanner().place(plan.spec, shape, machine).plan
+        assert (again.stages, again.plan_hash) == (plan.stages, plan.plan_hash)
+        assert plan.spec.stage_layers == (15, 15)

@@ -199,7 +199,7 @@ def test_stages_can_be_stated() -> None:
     assert placed.plan.devices == ("cuda:2", "cuda:0")
     assert "divided as the spec says" in placed.plan.explanation
     assert placed.alternatives == ()
-    assert HelrPlanner().what_if(spec, SHAPE, topology) == ()
+    assert HelrPlanner().what_if(placed) == ()
     slow = replace(spec, output_token_slo_seconds=1e-6)
     with pytest.raises(ResourceExhaustedError, match="no plan keeps"):
         HelrPlanner().place(slow, SHAPE, topology)

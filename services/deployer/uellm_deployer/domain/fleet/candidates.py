@@ -49,11 +49,14 @@ def _copies(sizing: Sizing, problem: Problem, most: int) -> Iterator[tuple[Span,
     index = {device.id: position for position, device in enumerate(problem.devices)}
     yield _spans(best, index)
     yield _spans(few, index)
-    if spec.stage_layers or built:
+    if spec.stage_layers:
         return
     pricing, rules = Pricing(problem), problem.constraints
+    widest = rules.max_layers or len(problem.model.layers)
     for stages in range(1, min(len(few.stages) + 1, rules.max_stages or len(index)) + 1):
-        yield from spreads(pricing, stages, most)
+        for copy in spreads(pricing, stages, most):
+            if all(span.last - span.first <= widest for span in copy):
+                yield copy
 
 
 def _spans(copy: CopyPlan, index: dict[str, int]) -> tuple[Span, ...]:
