@@ -47,7 +47,8 @@ SERVED = ("gptq 4", "awq", "compressed 4", "compressed int8")
 PROGRAM = """
 import json, os, sys
 from uellm_deployer.backends.vllm.options import EngineOptions, prepare
-options = EngineOptions(sys.argv[1], "bfloat16", 1, "cpu", 4, 256, 4 << 20, 32)
+from uellm_deployer.backends.vllm.stages import Stage
+options = EngineOptions(sys.argv[1], "bfloat16", 1, (Stage(("cpu",), 1),), 4, 256, 4 << 20, 32)
 prepare(os.environ, options)
 from uellm_deployer.backends.vllm.core import Core
 core = Core(options)

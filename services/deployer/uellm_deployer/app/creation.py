@@ -214,9 +214,9 @@ def check_report(plan: DeploymentPlan, report: EngineReport) -> None:
             f"more than {KV_TOLERANCE:.0%} off, so that no plan for this model on this engine holds",
             reason="PLAN_MISMATCH",
         )
-    if report.weight_bytes > facts.weight_bytes * (1 + WEIGHT_TOLERANCE) + WEIGHT_SLACK_BYTES:
+    if report.weight_bytes > plan.weight_bytes * (1 + WEIGHT_TOLERANCE) + WEIGHT_SLACK_BYTES:
         raise FailedPreconditionError(
             plan.triton_model,
-            f"the weights take {report.weight_bytes:,} bytes, planned were {facts.weight_bytes:,}",
+            f"the weights take {report.weight_bytes:,} bytes, planned were {plan.weight_bytes:,}",
             reason="PLAN_MISMATCH",
         )

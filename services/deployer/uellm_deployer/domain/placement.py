@@ -155,7 +155,7 @@ def _deployment_plan(answer: Answer, plan: Plan, topology: Topology) -> Deployme
         stages=stages_of(copy, sizing),
         facts=sizing.facts,
         fingerprint=sizing.shape.fingerprint,
-        devices=tuple(topology.framework_name(stage.device_ids[0]) for stage in copy.stages),
+        devices=tuple(topology.framework_name(device) for stage in copy.stages for device in stage.device_ids),
         kv_budget_bytes=sizing.kv_budget,
         step_time=times,
         first_token_seconds=times.first_token(PROBE_PROMPT_TOKENS),

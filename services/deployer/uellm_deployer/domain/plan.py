@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from uellm_deployer.domain.facts import ModelFacts
@@ -119,7 +120,7 @@ class DeploymentPlan:
     fingerprint: str
     """Of the model's config and weights."""
     devices: tuple[str, ...]
-    """Of each stage, as the engine names it: `cpu`, `cuda:0`."""
+    """Of all stages in order, those of a group side by side, as the engine names them: `cpu`, `cuda:0`."""
     kv_budget_bytes: int
     step_time: StepTime
     first_token_seconds: float
@@ -133,6 +134,17 @@ class DeploymentPlan:
     def triton_model(self) -> str:
         """Name of the Triton model that serves it."""
         return triton_model(self.spec.model, self.plan_hash)
+
+    @property
+    def stage_devices(self) -> tuple[tuple[str, ...], ...]:
+        """`devices`, stage by stage."""
+        names = iter(self.devices)
+        return tuple(tuple(islice(names, len(stage.device_ids))) for stage in self.stages)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights on all devices together: what a group or two stages repeat counts as often as it is there."""
+        return sum(stage.weight_bytes * len(stage.device_ids) for stage in self.stages)
 
     @property
     def needs(self) -> dict[str, int]:

@@ -154,19 +154,23 @@ class Pricing:
         model, load = self.problem.model, self.problem.workload
         split = min(size, model.kv_heads)
 
+        def read_weights(part: Part) -> float:
+            repeated = (size - 1) * part.whole_bytes + (size / split - 1) * part.kv_weight_bytes
+            return (part.read_bytes + min(repeated, (size - 1) * part.read_bytes)) / size
+
         def roofline(read: float, operations: float) -> float:
             return max(read / bandwidth, operations / size / flops)
 
         def decode(part: Part) -> int:
-            read = part.read_bytes / size + part.kv_read_bytes / split
+            read = read_weights(part) + part.kv_read_bytes / split
             return picoseconds(roofline(read, load.rows * part.flops_per_token) + part.all_reduces * decode_reduce)
 
         def prefill(part: Part) -> int:
             operations = load.prompt_tokens * part.flops_per_token
-            return picoseconds(roofline(part.read_bytes / size, operations) + part.all_reduces * prefill_reduce)
+            return picoseconds(roofline(read_weights(part), operations) + part.all_reduces * prefill_reduce)
 
         def held(part: Part) -> int:
-            return -(-part.weight_bytes // size) - (-part.kv_bytes // split)
+            return part.weights_on(size, split) - (-part.kv_bytes // split)
 
         return Curves(self._sums(decode), self._sums(prefill), self._sums(held), model.shared_bytes // size, capacity)
 
