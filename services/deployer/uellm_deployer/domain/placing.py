@@ -131,7 +131,7 @@ def _load(stage: StagePlan, sizing: Sizing, topology: Topology) -> Load:
     split = min(size, sizing.kv_heads)
     layers = parts.layers[stage.first_layer : stage.first_layer + stage.layer_count]
     computing = [*layers, *[parts.head] * stage.head]
-    repeated = (size - 1) * sum(part.whole_bytes for part in computing)
+    repeated: float = (size - 1) * sum(part.whole_bytes for part in computing)
     repeated += (size / split - 1) * sum(map(sizing.kv_weight_bytes, layers))
     return Load(
         rates=Rates.slowest(Rates.of(one) for one in topology.devices if one.id in stage.device_ids),
