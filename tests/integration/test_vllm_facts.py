@@ -73,7 +73,7 @@ def served(folder: Path, stages: str = "") -> dict[str, Any]:
     command = [vllm_environment() / "bin" / "python", "-c", PROGRAM, folder, stages]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"')))  # among vLLM's own
 
 
 @pytest.mark.parametrize("name", DENSE)

@@ -94,7 +94,7 @@ def sizing_of(config: dict[str, object], backend: str = "vllm", kind: DeviceKind
 def test_groups_divide_the_model(changes: dict[str, object], sizes: tuple[int, ...]) -> None:
     shape = model_shape(LLAMA | changes | {"quantization_config": None}, (), "l")
     if section := changes.get("quantization_config"):
-            shape = replace(shape, quantisation=quantisation({"quantization_config": section}))
+        shape = replace(shape, quantisation=quantisation({"quantization_config": section}))
     for kind in (DeviceKind.GPU, DeviceKind.CPU):
         sizing = Sizing.of(a_spec(backend="vllm", context_tokens=1024), shape, kind)
         assert problem_of(sizing, (), Topology((), (), "test")).constraints.tensor_sizes == sizes
@@ -138,7 +138,14 @@ def test_a_plan_of_several_groups_reaches_vllm_in_its_order(tmp_path) -> None:
     # Links between the pairs are slow: two groups of two, one behind the other.
     devices = gpus(4, free_gib=6)
     links = [
-        Link(a.id, b.id, "NV12" if i // 2 == j // 2 else "PHB", 250e9 if i // 2 == j // 2 else 10e9, 2e-6, True)
+        Link(
+            a.id,
+            b.id,
+            "NV12" if i // 2 == j // 2 else "PHB",
+            250e9 if i // 2 == j // 2 else 10e9,
+            2e-6,
+            peer_access=True,
+        )
         for (i, a), (j, b) in combinations(enumerate(devices), 2)
     ]
     plan = plan_of(Topology(tuple(devices), tuple(links), "test"), max_batch_rows=4)
