@@ -124,9 +124,16 @@ def _is_worker(process: psutil.Process) -> bool:
 def wait_gone(processes: list[psutil.Process]) -> None:
     """Until they have ended; Triton does not bury a stub before its model is unloaded."""
     end = time.monotonic() + END_SECONDS
-    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+    while left := [one for one in processes if _lives(one)]:
         assert time.monotonic() < end, f"still there: {left}"
         psutil.wait_procs(left, timeout=0.2)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("name", SEVERAL)

@@ -127,6 +127,15 @@ def test_a_group_is_formed_where_links_are_quick_and_named() -> None:
     assert len(plan_of(linked(*gpus(4)), backend="hf").stages[0].device_ids) == 1
 
 
+def test_what_lost_counts_devices_of_groups() -> None:
+    wanted = a_spec(backend="vllm", objective=Objective.HE)
+    placed = HelrPlanner().place(wanted, model_shape(LLAMA, (), "l"), linked(*gpus(2)))
+    assert [stage.device_ids for stage in placed.plan.stages] == [("GPU-0",)]
+    quicker = next(reason for plan, reason in placed.alternatives if len(plan.devices) == 2)
+    assert quicker.startswith("GPU-0 and GPU-1: takes ")
+    assert quicker.endswith("less time per step, on 1 more of them")
+
+
 def test_processors_of_one_machine_form_a_group() -> None:
     nodes = [replace(CPU, id=f"cpu{node}", numa_node=node) for node in range(2)]
     plan = plan_of(linked(*nodes, link_class="SYS", bandwidth=20e9), max_batch_rows=2, context_tokens=1024)
