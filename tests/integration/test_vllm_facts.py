@@ -113,7 +113,8 @@ def test_several_devices_hold_what_is_planned(tmp_path: Path, name: str) -> None
     found = served(tmp_path, json.dumps(stages))
     assert found["tokens"] == 3
     assert found["kv_bytes_per_token"] == sizing.facts.kv_bytes_per_token
-    assert found["weight_bytes"] == pytest.approx(weights, rel=0.02), found["weight_bytes"] / weights
+    tables = len(devices) * BASE["max_position_embeddings"] * 32 * 2  # of rotations, which are in no checkpoint
+    assert found["weight_bytes"] - tables == pytest.approx(weights, rel=0.002)
 
 
 def filled(tensor: TensorInfo, found: dict[str, torch.Tensor]) -> torch.Tensor:

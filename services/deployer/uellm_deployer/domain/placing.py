@@ -76,7 +76,7 @@ def _model(sizing: Sizing) -> helr.Model:
             all_reduces=1,
             whole_bytes=parts.head.whole_bytes,
         ),
-        shared_bytes=parts.tied_bytes,
+        shared_bytes=sizing.tied_bytes,
         activation_bytes=sizing.activation_bytes + sizing.copied_kv_bytes,
         kv_heads=sizing.kv_heads,
     )

@@ -56,13 +56,22 @@ class Sizing:
 
     @property
     def copied_head_bytes(self) -> int:
-        """What the engine holds of the output head besides the checkpoint's, where the head is."""
-        return (self._head_copies - self._embedding_copies) * self._head_matrix_bytes
+        """What the engine holds of the output head besides the checkpoint's, where the head is.
+
+        One that is tied brings the embedding with it, and what that holds besides.
+        """
+        copies = self._head_copies if self.shape.tied_head else self._head_copies - self._embedding_copies
+        return copies * self._head_matrix_bytes
 
     @property
     def copied_embedding_bytes(self) -> int:
         """The same where the embedding is."""
         return self._embedding_copies * self._head_matrix_bytes
+
+    @property
+    def tied_bytes(self) -> int:
+        """Of what embedding and head take, what is there once where they meet."""
+        return self.parts.tied_bytes + (self.copied_embedding_bytes if self.shape.tied_head else 0)
 
     @property
     def tensor_sizes(self) -> tuple[int, ...]:

@@ -120,9 +120,12 @@ class Core:
         """What the loaded model takes: weights on all devices, and of the cache what it is without repetitions."""
         config, cache = self._engine.model_config, self._engine.vllm_config.cache_config
         held: list[Held] = self._engine.model_executor.collective_rpc(held_by, args=(config.dtype.itemsize,))
-        page_bytes = sum(one.cache_bytes for one in held) // cache.num_gpu_blocks
+        # A group that is larger than the heads of keys and values are many repeats them.
+        repeated = max(1, len(options.stages[0].devices) // (1 if config.use_mla else config.get_total_num_kv_heads()))
+        page_bytes = sum(one.cache_bytes for one in held) // repeated // cache.num_gpu_blocks
+        slot_bytes = sum(one.slot_bytes for one in held) // repeated // cache.num_gpu_blocks
         return {
-            "kv_bytes_per_token": sum(one.slot_bytes for one in held) // cache.num_gpu_blocks // cache.block_size,
+            "kv_bytes_per_token": slot_bytes // cache.block_size,
             "kv_page_tokens": cache.block_size,
             "kv_budget_bytes": page_bytes * (cache.num_gpu_blocks - 1),  # vLLM keeps one page for itself
             "weight_bytes": sum(one.weight_bytes for one in held),
@@ -141,7 +144,7 @@ def _end() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a worker's device holds. The cache in shares: of what several members of a group repeat, a part each."""
+    """What a worker's device holds."""
 
     weight_bytes: int
     cache_bytes: int
@@ -154,11 +157,10 @@ def held_by(worker: Any, element_bytes: int) -> Held:
     """Asked of every worker, in its own process."""
     runner = worker.model_runner
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in runner.kv_caches}
-    repeated = runner.kv_cache_config.kv_tp_replicas
     return Held(
         _weight_bytes(runner.model, element_bytes),
-        sum(storage.nbytes() for storage in storages.values()) // repeated,
-        sum(tensor.nbytes for tensor in runner.kv_caches) // repeated,
+        sum(storage.nbytes() for storage in storages.values()),
+        sum(tensor.nbytes for tensor in runner.kv_caches),
     )
 
 
