@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,14 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from uellm_deployer.adapters.model_folder import read_shape
 from uellm_deployer.domain.engines import ENGINES, able_devices
+from uellm_deployer.domain.helr.cost import Pricing, Span
+from uellm_deployer.domain.helr.result import describe
+from uellm_deployer.domain.placing import problem_of
+from uellm_deployer.domain.sizing import Sizing
 from uellm_deployer.domain.tensors import TensorInfo
+from uellm_deployer.domain.topology import DeviceKind, Link, Topology
 
-from tests.support.deployer import CPU
+from tests.support.deployer import CPU, a_spec
 from tests.support.quantised import SCHEMES, checkpoint
 from uellm.local.engine import VllmNotInstalledError, vllm_environment
 
@@ -47,7 +54,8 @@ SERVED = ("gptq 4", "awq", "compressed 4", "compressed int8")
 PROGRAM = """
 import json, os, sys
 from uellm_deployer.backends.vllm.options import EngineOptions, prepare
-options = EngineOptions(sys.argv[1], "bfloat16", 1, "cpu", 4, 256, 4 << 20, 32)
+from uellm_deployer.backends.vllm.stages import parse_stages
+options = EngineOptions(sys.argv[1], "bfloat16", 1, parse_stages(sys.argv[2]), 4, 256, 4 << 20, 32)
 prepare(os.environ, options)
 from uellm_deployer.backends.vllm.core import Core
 core = Core(options)
@@ -59,13 +67,13 @@ core.close()
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
 
 
-def served(folder: Path) -> dict[str, Any]:
+def served(folder: Path, stages: str = "") -> dict[str, Any]:
     """What vLLM says of the model after it has answered."""
     environment = os.environ | {"PYTHONPATH": str(Path(uellm_deployer.__file__).parents[1])}
-    command = [vllm_environment() / "bin" / "python", "-c", PROGRAM, folder]
+    command = [vllm_environment() / "bin" / "python", "-c", PROGRAM, folder, stages]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"')))  # among vLLM's own
 
 
 @pytest.mark.parametrize("name", DENSE)
@@ -76,6 +84,37 @@ def test_a_cache_takes_what_the_facts_say(tmp_path: Path, name: str) -> None:
     found = served(tmp_path)
     assert found["tokens"] == 3
     assert found["kv_bytes_per_token"] == facts.kv_bytes_per_token
+
+
+SEVERAL = {
+    "a group whose members repeat the one head of keys": ({"num_key_value_heads": 1}, [(("cpu", "cpu"), 7)]),
+    "a pipeline with the tied head on both ends": ({"tie_word_embeddings": True}, [(("cpu",), 3), (("cpu",), 4)]),
+    "a pipeline of groups": ({"attention_bias": True}, [(("cpu", "cpu"), 4), (("cpu", "cpu"), 3)]),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_devices_hold_what_is_planned(tmp_path: Path, name: str) -> None:
+    changes, stages = SEVERAL[name]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **GATED | changes)).save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    sizing = Sizing.of(a_spec(backend="vllm", context_tokens=256), shape, DeviceKind.CPU)
+    size = len(stages[0][0])
+    assert size in sizing.tensor_sizes
+    devices = [replace(CPU, id=str(number)) for number in range(size * len(stages))]
+    links = tuple(Link(a.id, b.id, "SYS", 1e9, 1e-6, peer_access=True) for a, b in combinations(devices, 2))
+    problem = problem_of(sizing, devices, Topology(tuple(devices), links, "test"))
+    first, spans = 0, []
+    for number, (_, layers) in enumerate(stages):
+        spans.append(Span(tuple(range(number * size, (number + 1) * size)), first, first + layers))
+        first += layers
+    (planned,) = describe(Pricing(problem), [spans]).copies
+    weights = sum(stage.weight_bytes * stage.tensor_size for stage in planned.stages)
+    found = served(tmp_path, json.dumps(stages))
+    assert found["tokens"] == 3
+    assert found["kv_bytes_per_token"] == sizing.facts.kv_bytes_per_token
+    tables = len(devices) * BASE["max_position_embeddings"] * 32 * 2  # of rotations, which are in no checkpoint
+    assert found["weight_bytes"] - tables == pytest.approx(weights, rel=0.002)
 
 
 def filled(tensor: TensorInfo, found: dict[str, torch.Tensor]) -> torch.Tensor:

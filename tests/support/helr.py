@@ -129,6 +129,12 @@ def _disjoint(sets: list[frozenset[int]]) -> list[tuple[frozenset[int], ...]]:
 GIB = 1 << 30
 
 
+def _repeating(part: Part, whole: int, keys: int) -> Part:
+    """With weights that the members of a group repeat."""
+    whole = min(whole, part.weight_bytes)
+    return replace(part, whole_bytes=whole, kv_weight_bytes=min(keys, part.weight_bytes - whole))
+
+
 def part(gib: float, *, kv_gib: float = 0.0, flops: float = 1e9, all_reduces: int = 2) -> Part:
     """A part that reads all that it holds."""
     weights, cache = int(gib * GIB), int(kv_gib * GIB)
@@ -195,6 +201,7 @@ def problems(draw: st.DrawFn, devices: int = 5, layers: int = 10) -> Problem:
         flops_per_token=st.integers(0, 9).map(float),
         all_reduces=st.integers(0, 2),
     )
+    parts = st.builds(_repeating, parts, st.integers(0, 3), st.integers(0, 3))
     chain = draw(st.lists(parts, min_size=1, max_size=layers))
     if draw(st.booleans()):
         chain = [chain[0]] * len(chain)

@@ -220,16 +220,16 @@ def generate_inputs(rows: Rows) -> list[triton.InferInput]:
     ]
 
 
-def control_call(server: EmbeddedTriton, method: str, request: Any) -> Any:
+def control_call(server: EmbeddedTriton, method: str, request: Any, seconds: float = TIMEOUT_SECONDS) -> Any:
     """Call a restricted RPC of the server with its secret."""
     with grpc.insecure_channel(server.address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        return getattr(stub, method)(request, metadata=tuple(server.control_metadata.items()), timeout=TIMEOUT_SECONDS)
+        return getattr(stub, method)(request, metadata=tuple(server.control_metadata.items()), timeout=seconds)
 
 
-def load(server: EmbeddedTriton, name: str) -> None:
+def load(server: EmbeddedTriton, name: str, seconds: float = TIMEOUT_SECONDS) -> None:
     """Load a model and wait until it is ready."""
-    control_call(server, "RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=name))
+    control_call(server, "RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=name), seconds)
 
 
 def unload(server: EmbeddedTriton, name: str) -> None:

@@ -68,6 +68,20 @@ def test_a_model_to_come_on_a_machine_to_come(run: Run, config: Path, topology: 
     assert "llama-70b" in "".join(ET.fromstring(drawing.read_text()).itertext())
 
 
+def test_a_group_is_named_in_table_and_drawing(run: Run, config: Path, tmp_path: Path) -> None:
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("devices: [{id: a, model: H100}, {id: b, model: H100}]\nlinks: [{devices: [a, b], class: NV18}]")
+    drawing = tmp_path / "plan.svg"
+    code, out, _ = run(config, "--file", machine, "--backend", "vllm", "--svg", drawing)
+    assert code == 0
+    (stage,) = [line for line in out.splitlines() if "GiB" in line]
+    assert "embedding + 0 to 79 + head" in stage
+    assert " a + b " in stage
+    assert "weights on each" in out
+    text = " ".join(ET.fromstring(drawing.read_text()).itertext())
+    assert text.count("1/2 of layers 0-79") == 2
+
+
 def test_json_has_what_the_service_answers(run: Run, config: Path, topology: Path) -> None:
     code, out, _ = run(
         config, "--topology", topology, "--gpu-model", "H100", "--json", "--concurrency", 4, "--context", 2048,

@@ -155,6 +155,7 @@ def test_of_the_deployer_with_what_is_placed(run: Run, tmp_path: Path) -> None:
             "first_layer": 0,
             "layer_count": 32,
             "planned_bytes": 17 * GIB,
+            "group_size": 1,
         }
     ]
 

@@ -16,6 +16,7 @@ from uellm_deployer.adapters.repository import ModelRepository, RepositoryBusyEr
 from uellm_deployer.adapters.triton_config import InvalidEntryError, TritonRenderer, check_entry
 from uellm_deployer.app.book import KEPT_OPERATIONS, Book, compacted
 from uellm_deployer.app.ports import JournalEntry, RepositoryEntry
+from uellm_deployer.backends.vllm import stages as vllm
 from uellm_deployer.backends.vllm.options import EngineOptions
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage, State
 from uellm_deployer.domain.placement import HelrPlanner
@@ -229,8 +230,9 @@ def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
     config = config_of(entry)
     assert config.model_transaction_policy.decoupled
     parameters = {key: value.string_value for key, value in config.parameters.items()}
+    stages = (vllm.Stage(("cpu",), 30),)
     assert EngineOptions.from_parameters(parameters) == EngineOptions(
-        "/models/smol", "bfloat16", os.cpu_count(), "cpu", 32, 2048, plan.kv_budget_bytes + 32 * 23_040, 32
+        "/models/smol", "bfloat16", os.cpu_count(), stages, 32, 2048, plan.kv_budget_bytes + 32 * 23_040, 32
     )
     assert {"1/model.py", "1/uellm_backends/vllm/core.py", "1/uellm_backends/common/job.py"} < set(entry.files)
 

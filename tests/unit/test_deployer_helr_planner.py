@@ -127,13 +127,6 @@ def test_a_tied_head_counts_at_both_ends():
     assert sum(stage.weight_bytes for stage in plan.stages) == TIED.facts(2).weight_bytes + matrix
 
 
-def test_an_engine_that_cannot_spread_layers_does_not():
-    halves = [gpu("GPU-a", free_gib=3), gpu("GPU-b", free_gib=3)]
-    with pytest.raises(ResourceExhaustedError) as caught:
-        place(linked(*halves), backend="vllm", max_batch_rows=64)
-    assert "spread" not in caught.value.message
-
-
 def test_two_nodes_of_memory_hold_what_neither_does():
     nodes = [replace(CPU, id=f"cpu{node}", free_memory_bytes=2 * GIB, numa_node=node) for node in range(2)]
     plan = place(linked(*nodes, link_class="SYS")).plan

@@ -86,6 +86,24 @@ def test_a_group_by_hand() -> None:
     assert pricing.missing_bytes([Span((0, 1), 0, 4)]) == 0
 
 
+def test_what_the_members_of_a_group_repeat_by_hand() -> None:
+    layer = replace(LAYER, whole_bytes=100, kv_weight_bytes=200)
+    pricing = Pricing(replace(PROBLEM, model=replace(MODEL, layers=(layer,) * 4)))
+    whole = [Span((0, 1), 0, 4)]
+    (stage,) = describe(pricing, [whole]).copies[0].stages
+    # Each has the 100, the one head's 200, and half of the other 700.
+    assert stage.weight_bytes == 4 * (100 + 200 + 350) + 400 - 200
+    once = Pricing(PROBLEM).price(whole)
+    assert pricing.price(whole).latency - once.latency == round(4 * (300 / 2) / 500 * PER_SECOND)
+    two_heads = Pricing(replace(PROBLEM, model=replace(MODEL, layers=(layer,) * 4, kv_heads=2)))
+    (stage,) = describe(two_heads, [whole]).copies[0].stages
+    assert (stage.weight_bytes, stage.kv_bytes) == (4 * (100 + 450) + 400 - 200, 600)
+    alone = [Span((0,), 0, 4)]
+    assert describe(pricing, [alone]) == describe(Pricing(PROBLEM), [alone])
+    with pytest.raises(ValueError, match="repeats"):
+        replace(PROBLEM, model=replace(MODEL, layers=(replace(layer, whole_bytes=900),)))
+
+
 def test_all_reduce_takes_the_quicker_way() -> None:
     small, large = all_reduce_seconds(8, 1e3, 1e9, 1e-5), all_reduce_seconds(8, 1e9, 1e9, 1e-5)
     assert small == pytest.approx(1e-5 + 7e-6)

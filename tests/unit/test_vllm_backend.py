@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,6 @@ PARAMETERS = {
     "weights": "/models/smol",
     "dtype": "bfloat16",
     "threads": "2",
-    "device": "cpu",
     "rows": "32",
     "context_tokens": "2048",
     "kv_bytes": "1000000",
@@ -63,8 +63,57 @@ def test_the_environment_is_prepared_and_the_plan_decides_on_memory() -> None:
     assert "VLLM_CPU_KVCACHE_SPACE" not in environment
     assert environment["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert (environment["OMP_NUM_THREADS"], environment["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
-    prepare(environment, EngineOptions.from_parameters(PARAMETERS | {"device": "cuda:3"}))
-    assert environment["CUDA_VISIBLE_DEVICES"] == "3"
+    prepare(environment, staged([["cuda:3"], 30]))
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["CUDA_DEVICE_ORDER"]) == ("3", "PCI_BUS_ID")
+
+
+def staged(*stages: list[Any]) -> EngineOptions:
+    return EngineOptions.from_parameters(PARAMETERS | {"stages": json.dumps(stages)})
+
+
+def test_the_order_of_the_visible_devices_is_that_of_the_workers() -> None:
+    options = staged([["cuda:2", "cuda:3"], 12], [["cuda:1", "cuda:0"], 18])
+    environment = {"VLLM_PP_LAYER_PARTITION": "1,2,3"}
+    prepare(environment, options)
+    # vLLM's worker `stage * 2 + place` takes the visible device of its number.
+    assert environment["CUDA_VISIBLE_DEVICES"] == "2,3,1,0"
+    assert environment["VLLM_PP_LAYER_PARTITION"] == "12,18"
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    arguments = options.arguments()
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 2)
+    assert arguments["distributed_executor_backend"] == "mp"
+    environment = {"VLLM_PP_LAYER_PARTITION": "1,2,3"}
+    prepare(environment, staged([["cuda:5", "cuda:4"], 30]))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "5,4"
+    assert "VLLM_PP_LAYER_PARTITION" not in environment
+
+
+def test_workers_on_one_processor_share_its_threads() -> None:
+    environment: dict[str, str] = {}
+    prepare(environment, staged([["cpu", "cpu"], 30]))
+    assert (environment["OMP_NUM_THREADS"], environment["VLLM_CPU_OMP_THREADS_BIND"]) == ("1", "nobind")
+    alone: dict[str, str] = {}
+    prepare(alone, EngineOptions.from_parameters(PARAMETERS))
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in alone
+    assert EngineOptions.from_parameters(PARAMETERS).arguments()["distributed_executor_backend"] == "uni"
+
+
+@pytest.mark.parametrize(
+    ("stages", "what"),
+    [
+        ('[["cuda:0", 2]]', "is no list of"),
+        ('[[["cuda:0"]]]', "is no list of"),
+        ("[]", "without layers"),
+        ('[[["cuda:0"], 0]]', "without layers"),
+        ("[[[], 2]]", "different sizes, or none"),
+        ('[[["cuda:0", "cuda:1"], 2], [["cuda:2"], 2]]', "different sizes"),
+        ('[[["cuda:0"], 2], [["cpu"], 2]]', "mixes"),
+        ('[[["cuda:0"], 2], [["cuda:0"], 2]]', "twice"),
+    ],
+)
+def test_stages_that_vllm_cannot_form_are_refused(stages: str, what: str) -> None:
+    with pytest.raises(ValueError, match=f"model config parameter stages .*{what}"):
+        EngineOptions.from_parameters(PARAMETERS | {"stages": stages})
 
 
 def live(resume: tuple[int, ...] = (), **sampling: Any) -> LiveRow:

@@ -133,8 +133,9 @@ def _planned(spec: DeploymentSpec, topology: Topology) -> PlanDeploymentResponse
 
 def placed_on(planned: DeploymentPlan) -> list[Placed]:
     """What a plan puts on which device."""
+    model = planned.spec.model
     return [
-        Placed(planned.spec.model, planned.spec.model, device, stage.first_layer, stage.layer_count, needed(stage))
+        Placed(model, model, device, stage.first_layer, stage.layer_count, needed(stage), len(stage.device_ids))
         for stage in planned.stages
         for device in stage.device_ids
     ]
@@ -168,7 +169,8 @@ def _show(planned: PlanDeploymentResponse, topology: Topology) -> None:
 
 def _stages(best: DeploymentPlan, machine: Machine) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
-    for column in ("stage", "layers", "device", "weights", "cache", "activations, framework", "needed", "free"):
+    each = " on each" if any(len(stage.device_ids) > 1 for stage in best.stages) else ""
+    for column in ("stage", "layers", "device", f"weights{each}", "cache", "activations, framework", "needed", "free"):
         table.add_column(column, justify="left" if column in ("stage", "layers", "device") else "right")
     names, free = machine.names, {device.id: device.free_memory_bytes for device in machine.topology.devices}
     for number, stage in enumerate(best.stages):
@@ -177,7 +179,7 @@ def _stages(best: DeploymentPlan, machine: Machine) -> Table:
         table.add_row(
             str(number),
             " + ".join([*ends[0], layers, *ends[1]]),
-            escape(" ".join(names[device] for device in stage.device_ids)),
+            escape(" + ".join(names[device] for device in stage.device_ids)),
             *(show_bytes(size) for size in (stage.weight_bytes, stage.kv_bytes, stage.reserve_bytes, needed(stage))),
             show_bytes(min(free[device] for device in stage.device_ids)),
         )

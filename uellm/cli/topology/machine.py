@@ -29,12 +29,15 @@ class Placed:
     first_layer: int
     layer_count: int
     planned_bytes: int
+    group_size: int = 1
+    """Devices that share each of these layers."""
 
     @property
     def layers(self) -> str:
-        """`layer 3`, `layers 0-15`."""
+        """`layer 3`, `layers 0-15`, `1/2 of layers 0-15`."""
         last = self.first_layer + self.layer_count - 1
-        return f"layers {self.first_layer}-{last}" if self.layer_count > 1 else f"layer {self.first_layer}"
+        layers = f"layers {self.first_layer}-{last}" if self.layer_count > 1 else f"layer {self.first_layer}"
+        return layers if self.group_size == 1 else f"1/{self.group_size} of {layers}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +89,5 @@ def _placed(deployments: Iterable[Deployment]) -> Iterable[Placed]:
         for stage in one.plan.stages:
             size = stage.weight_bytes + stage.kv_bytes + stage.reserve_bytes
             for device in stage.device_ids:
-                model = one.plan.spec.model
-                yield Placed(one.name, model, device, stage.first_layer, stage.layer_count, size)
+                model, group = one.plan.spec.model, len(stage.device_ids)
+                yield Placed(one.name, model, device, stage.first_layer, stage.layer_count, size, group)

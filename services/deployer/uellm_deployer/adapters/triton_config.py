@@ -78,19 +78,22 @@ class TritonRenderer:
 
 
 def _hf_parameters(plan: DeploymentPlan) -> dict[str, str]:
-    stages = zip(plan.devices, plan.stages, strict=True)
-    return {hf.STAGES: json.dumps([[device, stage.layer_count] for device, stage in stages])}
+    stages = zip(plan.stage_devices, plan.stages, strict=True)
+    return {hf.STAGES: json.dumps([[device, stage.layer_count] for (device,), stage in stages])}
 
 
 def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:
-    page_tokens = ENGINES[plan.spec.backend].page_tokens
+    stages = zip(plan.stage_devices, plan.stages, strict=True)
     numbers = {
         vllm.ROWS: plan.spec.max_batch_rows,
         vllm.CONTEXT_TOKENS: plan.spec.context_tokens,
-        vllm.KV_BYTES: plan.kv_budget_bytes + page_tokens * plan.facts.kv_bytes_per_token,  # vLLM keeps one page
-        vllm.PAGE_TOKENS: page_tokens,
+        vllm.KV_BYTES: max(stage.kv_bytes for stage in plan.stages),  # the others have as many pages, not more
+        vllm.PAGE_TOKENS: ENGINES[plan.spec.backend].page_tokens,
     }
-    return {vllm.DEVICE: plan.devices[0], **{name: str(number) for name, number in numbers.items()}}
+    return {
+        vllm.STAGES: json.dumps([[devices, stage.layer_count] for devices, stage in stages]),
+        **{name: str(number) for name, number in numbers.items()},
+    }
 
 
 _OWN_PARAMETERS = {"hf": _hf_parameters, "vllm": _vllm_parameters, tensorrtllm.ENGINE_BACKEND: front_parameters}

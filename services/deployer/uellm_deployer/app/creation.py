@@ -28,6 +28,7 @@ WEIGHT_TOLERANCE = 0.02
 """Share by which loaded weights may exceed the plan: buffers that are in no checkpoint, such as rotary tables."""
 
 WEIGHT_SLACK_BYTES = 1 << 20
+"""On each device, besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +204,10 @@ def check_report(plan: DeploymentPlan, report: EngineReport) -> None:
             f"more than {KV_TOLERANCE:.0%} off, so that no plan for this model on this engine holds",
             reason="PLAN_MISMATCH",
         )
-    if report.weight_bytes > facts.weight_bytes * (1 + WEIGHT_TOLERANCE) + WEIGHT_SLACK_BYTES:
+    slack = WEIGHT_SLACK_BYTES * len(plan.devices)
+    if report.weight_bytes > plan.weight_bytes * (1 + WEIGHT_TOLERANCE) + slack:
         raise FailedPreconditionError(
             plan.triton_model,
-            f"the weights take {report.weight_bytes:,} bytes, planned were {facts.weight_bytes:,}",
+            f"the weights take {report.weight_bytes:,} bytes, planned were {plan.weight_bytes:,}",
             reason="PLAN_MISMATCH",
         )

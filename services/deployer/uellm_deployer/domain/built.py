@@ -168,6 +168,7 @@ def _shared_out(parts: Sequence[PartShape], size: int) -> Iterable[PartShape]:
             part,
             weights=Weights(part.weights.parameters, 0, mine),
             active=Weights(part.active.parameters, 0, active),
+            whole=Weights(),  # what ranks repeat is in the size of their files
         )
 
 

@@ -34,8 +34,12 @@ class Engine:
     is the embedding: linear layers are packed for the kernels, the head too, while the embedding stays plain."""
     reserve_bytes: Mapping[DeviceKind, int]
     """What the framework takes besides tensors."""
-    max_stages: int | None = None
-    """Devices over which the layers may be spread; None: any number."""
+    embedding_copies_on_cpu: int = 0
+    """Of the copies of the head, how many lie with the embedding."""
+    tensor_sizes: tuple[int, ...] = (1,)
+    """Devices that may share each layer, as far as they divide the model (`Division`): a copy's stages all alike."""
+    without_stages: frozenset[str] = frozenset()
+    """Architectures that it cannot spread over several stages."""
     cache_form: CacheForm = CacheForm.TRANSFORMERS
     """What it keeps of a token where the architecture leaves a choice."""
     quantised: Mapping[DeviceKind, frozenset[str]] = field(default_factory=dict)
@@ -58,8 +62,13 @@ ENGINES: dict[str, Engine] = {
         page_tokens=32,
         prompt_tokens_at_once=4_096,
         head_copies_on_cpu={False: 2, True: 2},  # packs the embedding as well, and keeps both plain
+        embedding_copies_on_cpu=1,
         reserve_bytes={DeviceKind.GPU: 2 << 30, DeviceKind.CPU: 1 << 30},
-        max_stages=1,
+        tensor_sizes=(1, 2, 4, 8),
+        # Release 0.32: of its text models those that are not `SupportsPP`.
+        without_stages=frozenset(
+            f"{name}ForCausalLM" for name in ("Gemma3n", "HrmText", "IQuestLoopCoder", "Mamba2", "Zamba2")
+        ),
         cache_form=CacheForm.COMPACT,
         # Release 0.32, its registers of methods and kernels. On a CPU FP8 needs AMX, and only words of 4 bits are read.
         quantised={

@@ -65,7 +65,7 @@ def lost_by(plan: DeploymentPlan, best: DeploymentPlan) -> str:
     """Why a plan is not the best one."""
     ratio = plan.objective_seconds / best.objective_seconds
     where = " then ".join(" and ".join(stage.device_ids) for stage in plan.stages)
-    more = len(plan.stages) - len(best.stages)
+    more = len(plan.devices) - len(best.devices)
     if ratio < 1:
         price = f"{more} more of them" if more > 0 else "devices that are less full"
         return f"{where}: takes {1 - ratio:.2%} less time per step, on {price}"

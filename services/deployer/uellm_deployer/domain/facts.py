@@ -17,12 +17,13 @@ from uellm.cost.kv_config import (
 )
 from uellm.cost.memory import ActivationShape, activation_shape
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
+from uellm_deployer.domain.division import Division, division
 from uellm_deployer.domain.families import KNOWN, Blueprint, blueprint, context_limit, is_tied
 from uellm_deployer.domain.inspection import Inspection
 from uellm_deployer.domain.layers import ModelLayers, PartShape, Weights, plain, total
 from uellm_deployer.domain.quantisation import Quantisation, UnknownQuantisationError, quantisation
 from uellm_deployer.domain.storage import Linear
-from uellm_deployer.domain.tensors import Experts, TensorInfo, UnknownWeightsError, layers_from_tensors
+from uellm_deployer.domain.tensors import Experts, TensorInfo, UnknownWeightsError, held_whole, layers_from_tensors
 
 FIELD = "spec.weights_path"
 
@@ -86,6 +87,8 @@ class ModelShape:
     """False: only its config is there. It can be planned, and not be deployed."""
     built: BuiltEngine | None = None
     """Set for an engine that was built beforehand, by which its placement is fixed but for the devices."""
+    division: Division | None = None
+    """What a tensor-parallel group must divide; None: not known."""
 
     @property
     def parameter_count(self) -> int:
@@ -188,6 +191,7 @@ def _shape(config: Mapping[str, Any], tensors: list[TensorInfo], fingerprint: st
         quantisation=scheme,
         experts=experts(config),
         has_weights=bool(tensors),
+        division=division(config),
     )
 
 
@@ -262,9 +266,14 @@ def _planned_layers(plan: Blueprint, parts: list[PartShape], scheme: Quantisatio
     output = _matrix(plan.head, plan.head.name, None if plan.tied else scheme)[0]
     head = plain(plan.final) + output
     return ModelLayers(
-        embedding=PartShape(plain(plan.embedding), plain(plan.embedding_row), computes=False),
+        embedding=PartShape(
+            plain(plan.embedding),
+            plain(plan.embedding_row),
+            computes=False,
+            whole=plain(plan.embedding - plan.head.numbers),
+        ),
         layers=tuple(_planned_layer(plan, layer, part, scheme) for layer, part in enumerate(parts)),
-        head=PartShape(head, head),
+        head=PartShape(head, head, whole=plain(plan.final + plan.head.outputs * plan.head.bias)),
         tied=plain(plan.head.numbers) if plan.tied else Weights(),
     )
 
@@ -273,8 +282,13 @@ def _planned_layer(plan: Blueprint, layer: int, part: PartShape, scheme: Quantis
     block = plan.blocks[layer]
     pairs = [_matrix(linear, f"{plan.prefix}{layer}.{linear.name}", scheme) for linear in block.linears]
     norms = plain(block.norms)
+    biases = sum(linear.outputs * linear.copies for linear in block.linears if linear.bias)
+    whole = [all_ for linear, (all_, _) in zip(block.linears, pairs, strict=True) if held_whole(f".{linear.name}.")]
     return replace(
-        part, weights=norms + total(all_ for all_, _ in pairs), active=norms + total(one for _, one in pairs)
+        part,
+        weights=norms + total(all_ for all_, _ in pairs),
+        active=norms + total(one for _, one in pairs),
+        whole=norms + plain(biases) + total(whole),
     )
 
 

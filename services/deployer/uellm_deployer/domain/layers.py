@@ -72,6 +72,9 @@ class PartShape:
     """Numbers by which one token meets each token of its context: keys and values of all query heads, unpacked."""
     computes: bool = True
     """An embedding only looks up."""
+    whole: Weights = field(default_factory=Weights)
+    """What each member of a tensor-parallel group holds all of: norms, biases, routers, positions, and the projections
+    to the compressed vectors of latent attention."""
 
     def kept(self, form: CacheForm) -> int:
         """Numbers kept of one token in this form."""
@@ -89,6 +92,7 @@ class PartShape:
             kv_bytes_per_token=self.kept(form) * bytes_per_element,
             window_tokens=self.window_tokens,
             kv_fixed_bytes=self.kv_fixed_bytes,
+            whole_bytes=self.whole.bytes_in(bytes_per_element),
         )
 
 
@@ -111,6 +115,8 @@ class LayerFacts:
     """Tokens that attention reaches, and that are kept; 0: all."""
     kv_fixed_bytes: int = 0
     """Kept of one row, whatever its length."""
+    whole_bytes: int = 0
+    """Of `weight_bytes`, what each member of a tensor-parallel group holds all of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uellm_deployer.domain.helr import problem as helr
+from uellm_deployer.domain.helr.cost import all_reduce_seconds
 from uellm_deployer.domain.helr.result import CopyPlan, StagePlan
 from uellm_deployer.domain.layers import LayerFacts
 from uellm_deployer.domain.plan import Stage, StepTime
 from uellm_deployer.domain.roofline import LAYER_SECONDS, Load, Rates, step_time
 from uellm_deployer.domain.sizing import Sizing
-from uellm_deployer.domain.topology import Device, Link, Topology
+from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
+
+LAYER_EXCHANGES = 2
+"""All-reduces of a layer that a group shares: behind attention, and behind the feed-forward part."""
 
 PROBE_PROMPT_TOKENS = 128
 """Of the prompt of which the time to the first token is told."""
@@ -33,8 +37,10 @@ def problem_of(
             prefill_hop_bytes=PROBE_PROMPT_TOKENS * hidden * sizing.element_bytes,
         ),
         devices=tuple(_device(device, sizing.framework_bytes) for device in devices),
-        links=tuple(map(_link, links)),
-        constraints=helr.Constraints(max_stages=sizing.engine.max_stages, max_copies=max_copies),
+        links=tuple(_link(link, kind=sizing.kind) for link in links),
+        constraints=helr.Constraints(
+            tensor_sizes=sizing.tensor_sizes, max_stages=sizing.max_stages, max_copies=max_copies
+        ),
     )
 
 
@@ -50,23 +56,31 @@ def _model(sizing: Sizing) -> helr.Model:
             read_bytes=sizing.read_bytes(facts, rows),
             kv_read_bytes=round(rows * (facts.kv_bytes_per_token * reach + facts.kv_fixed_bytes)),
             flops_per_token=facts.flops_per_token + facts.flops_per_context_token * reach,
-            all_reduces=2,
+            all_reduces=LAYER_EXCHANGES,
             start_seconds=LAYER_SECONDS[sizing.kind],
+            whole_bytes=facts.whole_bytes,
+            kv_weight_bytes=sizing.kv_weight_bytes(facts),
         )
 
     return helr.Model(
         layers=tuple(map(layer, parts.layers)),
-        embedding=helr.Part(parts.embedding.weight_bytes, read_bytes=rows * parts.embedding.active_weight_bytes),
+        embedding=helr.Part(
+            parts.embedding.weight_bytes + sizing.copied_embedding_bytes,
+            read_bytes=rows * parts.embedding.active_weight_bytes,
+            all_reduces=1,
+            whole_bytes=parts.embedding.whole_bytes,
+        ),
         head=helr.Part(
             parts.head.weight_bytes + sizing.copied_head_bytes,
             read_bytes=parts.head.active_weight_bytes,
             flops_per_token=parts.head.flops_per_token,
             all_reduces=1,
             last_token_only=True,
+            whole_bytes=parts.head.whole_bytes,
         ),
-        shared_bytes=parts.tied_bytes,
+        shared_bytes=sizing.tied_bytes,
         activation_bytes=sizing.activation_bytes + sizing.copied_kv_bytes,
-        kv_heads=sizing.facts.kv_heads,
+        kv_heads=sizing.kv_heads,
     )
 
 
@@ -84,9 +98,12 @@ def _device(device: Device, framework_bytes: int) -> helr.Device:
     )
 
 
-def _link(link: Link) -> helr.Link:
-    shares_layers = link.peer_access and (link.link_class.startswith("NV") or link.link_class == "PIX")
-    return helr.Link(link.device_a, link.device_b, link.bandwidth, link.latency_seconds, shares_layers)
+def _link(link: Link, kind: DeviceKind) -> helr.Link:
+    near = link.peer_access and (link.link_class.startswith("NV") or link.link_class == "PIX")
+    # Processors of one machine exchange through its memory.
+    return helr.Link(
+        link.device_a, link.device_b, link.bandwidth, link.latency_seconds, groups=near or kind is DeviceKind.CPU
+    )
 
 
 def stages_of(copy: CopyPlan, sizing: Sizing) -> tuple[Stage, ...]:
@@ -112,17 +129,36 @@ def times_of(copy: CopyPlan, sizing: Sizing, topology: Topology) -> StepTime:
 
 
 def _load(stage: StagePlan, sizing: Sizing, topology: Topology) -> Load:
-    parts = sizing.parts
+    parts, size = sizing.parts, stage.tensor_size
+    split = min(size, sizing.kv_heads)
     layers = parts.layers[stage.first_layer : stage.first_layer + stage.layer_count]
     computing, layer_flops = [*layers, *[parts.head] * stage.head], sum(layer.flops_per_token for layer in layers)
-    (device,) = (one for one in topology.devices if one.id == stage.device_ids[0])
+    repeated: float = (size - 1) * sum(part.whole_bytes for part in computing)
+    repeated += (size / split - 1) * sum(map(sizing.kv_weight_bytes, layers))
     return Load(
-        rates=Rates.of(device),
-        step_bytes=sum(part.active_weight_bytes for part in computing),
-        row_bytes=parts.embedding.active_weight_bytes if stage.embedding else 0,
-        row_flops=sum(part.flops_per_token for part in computing),
-        prompt_token_flops=layer_flops,
-        context_token_bytes=sum(layer.kv_bytes_per_token for layer in layers),
-        start_seconds=len(layers) * LAYER_SECONDS[device.kind],
+        rates=Rates.slowest(Rates.of(one) for one in topology.devices if one.id in stage.device_ids),
+        step_bytes=(sum(part.active_weight_bytes for part in computing) + repeated) / size,
+        row_bytes=parts.embedding.active_weight_bytes / size if stage.embedding else 0,
+        row_flops=sum(part.flops_per_token for part in computing) / size,
+        prompt_token_flops=layer_flops / size,
+        context_token_bytes=sum(layer.kv_bytes_per_token for layer in layers) / split,
+        start_seconds=len(layers) * LAYER_SECONDS[sizing.kind],
         hop_seconds=stage.hop_seconds,
+        exchange_seconds=_exchange(stage, sizing, topology) if size > 1 else (0.0, 0.0),
     )
+
+
+def _exchange(stage: StagePlan, sizing: Sizing, topology: Topology) -> tuple[float, float]:
+    """Of a group's all-reduces in one step: seconds whatever its rows, and of each row; exact for one and for all."""
+    links = [link for link in topology.links if {link.device_a, link.device_b} <= set(stage.device_ids)]
+    count = LAYER_EXCHANGES * stage.layer_count + stage.embedding + stage.head
+    row_bytes, most = sizing.shape.hidden_size * sizing.element_bytes, max(2, sizing.spec.max_batch_rows)
+
+    def seconds(rows: int) -> float:
+        size = stage.tensor_size
+        return count * max(
+            all_reduce_seconds(size, rows * row_bytes, link.bandwidth, link.latency_seconds) for link in links
+        )
+
+    each = (seconds(most) - seconds(1)) / (most - 1)
+    return seconds(1) - each, each

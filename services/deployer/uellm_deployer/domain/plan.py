@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from uellm_deployer.domain.facts import ModelFacts
@@ -135,6 +136,17 @@ class DeploymentPlan:
     def triton_model(self) -> str:
         """Name of the Triton model that serves it."""
         return triton_model(self.spec.model, self.plan_hash)
+
+    @property
+    def stage_devices(self) -> tuple[tuple[str, ...], ...]:
+        """`devices`, stage by stage."""
+        names = iter(self.devices)
+        return tuple(tuple(islice(names, len(stage.device_ids))) for stage in self.stages)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights on all devices together: what a group or two stages repeat counts as often as it is there."""
+        return sum(stage.weight_bytes * len(stage.device_ids) for stage in self.stages)
 
     @property
     def needs(self) -> dict[str, int]:

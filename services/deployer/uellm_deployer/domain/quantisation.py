@@ -42,6 +42,11 @@ class Quantisation:
         """Method and number format, as in `gptq int4`."""
         return f"{self.method} {self.number}"
 
+    @property
+    def grain(self) -> tuple[int, int] | None:
+        """Outputs and inputs of a matrix that must stay together; None: that is not known."""
+        return None if self.storage is None else self.storage.grain
+
     def skips(self, name: str) -> bool:
         """Whether the module of this full name is left alone."""
         return any(self._names(pattern, name) for pattern in self.skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uellm_deployer.domain.plan import StepTime
 from uellm_deployer.domain.topology import Device, DeviceKind
@@ -55,10 +55,21 @@ class Rates:
             assumed=not (device.memory_bandwidth and device.flops),
         )
 
+    @classmethod
+    def slowest(cls, rates: Iterable[Rates]) -> Rates:
+        """Of devices that share their work evenly."""
+        every = tuple(rates)
+        return replace(
+            min(every, key=lambda one: one.bandwidth * one.bandwidth_efficiency),
+            flops=min(one.flops * one.flops_efficiency for one in every) / FLOPS_EFFICIENCY,
+            flops_efficiency=FLOPS_EFFICIENCY,
+            assumed=any(one.assumed for one in every),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one stage makes its device do."""
+    """What one stage makes its device do, or each device of its group."""
 
     rates: Rates
     step_bytes: float
@@ -75,6 +86,8 @@ class Load:
     """Of every step, whatever it computes."""
     hop_seconds: float = 0.0
     """To the next stage, of one row."""
+    exchange_seconds: tuple[float, float] = (0.0, 0.0)
+    """Between the devices of a group: in every step, and for each row."""
 
 
 def step_time(stages: Iterable[Load]) -> StepTime:
@@ -87,10 +100,11 @@ def step_time(stages: Iterable[Load]) -> StepTime:
     for stage in stages:
         bandwidth = stage.rates.bandwidth * stage.rates.bandwidth_efficiency
         flops = stage.rates.flops * stage.rates.flops_efficiency
-        base += stage.step_bytes / bandwidth + stage.start_seconds + stage.hop_seconds
-        per_row += stage.row_flops / flops + stage.row_bytes / bandwidth
+        always, each_row = stage.exchange_seconds
+        base += stage.step_bytes / bandwidth + stage.start_seconds + stage.hop_seconds + always
+        per_row += stage.row_flops / flops + stage.row_bytes / bandwidth + each_row
         per_token += stage.context_token_bytes / bandwidth
-        prefill += stage.prompt_token_flops / flops
+        prefill += stage.prompt_token_flops / flops + each_row
         unknown = unknown or stage.rates.assumed
     return StepTime(
         base_seconds=base,

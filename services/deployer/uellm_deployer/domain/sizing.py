@@ -11,6 +11,7 @@ from uellm.cost.kv_cache import KvCacheGroup, KvCacheLayout
 from uellm.cost.memory import ELEMENT_BYTES, PeakMemory
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError
 from uellm_deployer.domain.built import check_built
+from uellm_deployer.domain.division import tensor_sizes
 from uellm_deployer.domain.engines import ENGINES, Engine, EngineKind
 from uellm_deployer.domain.facts import ModelFacts, ModelShape
 from uellm_deployer.domain.layers import LayeredFacts, LayerFacts
@@ -60,8 +61,46 @@ class Sizing:
 
     @property
     def copied_head_bytes(self) -> int:
-        """What the engine holds of the output head besides the checkpoint's."""
-        return self._head_copies * self.shape.vocabulary_size * self.shape.hidden_size * self.element_bytes
+        """What the engine holds of the output head besides the checkpoint's, where the head is.
+
+        One that is tied brings the embedding with it, and what that holds besides.
+        """
+        copies = self._head_copies if self.shape.tied_head else self._head_copies - self._embedding_copies
+        return copies * self._head_matrix_bytes
+
+    @property
+    def copied_embedding_bytes(self) -> int:
+        """The same where the embedding is."""
+        return self._embedding_copies * self._head_matrix_bytes
+
+    @property
+    def tied_bytes(self) -> int:
+        """Of what embedding and head take, what is there once where they meet."""
+        return self.parts.tied_bytes + (self.copied_embedding_bytes if self.shape.tied_head else 0)
+
+    @property
+    def tensor_sizes(self) -> tuple[int, ...]:
+        """Of the groups of devices that can share each layer."""
+        return tensor_sizes(self.engine.tensor_sizes, self.shape.division, self.shape.quantisation)
+
+    @property
+    def max_stages(self) -> int | None:
+        """Over which the layers can be spread; None: any number."""
+        return 1 if self.shape.architecture in self.engine.without_stages else None
+
+    @property
+    def kv_heads(self) -> int:
+        """In which a group can split the cache at most."""
+        return self.shape.division.kv_heads if self.shape.division else max(1, self.facts.kv_heads)
+
+    def kv_weight_bytes(self, layer: LayerFacts) -> int:
+        """Of a layer's weights, what makes the keys and values that are kept: a group repeats it with them."""
+        scheme = self.shape.quantisation
+        if self.shape.division is None or self.shape.division.latent or self.shape.built:
+            return 0
+        numbers = self.shape.hidden_size * layer.kv_bytes_per_token // self.element_bytes
+        whole = numbers * scheme.bits // 8 if scheme else numbers * self.element_bytes
+        return min(whole, layer.weight_bytes - layer.whole_bytes)
 
     @property
     def kv_budget(self) -> int:
@@ -119,6 +158,14 @@ class Sizing:
     @property
     def _head_copies(self) -> int:
         return self.engine.head_copies_on_cpu[self.shape.tied_head] if self.kind is DeviceKind.CPU else 0
+
+    @property
+    def _embedding_copies(self) -> int:
+        return min(self._head_copies, self.engine.embedding_copies_on_cpu)
+
+    @property
+    def _head_matrix_bytes(self) -> int:
+        return self.shape.vocabulary_size * self.shape.hidden_size * self.element_bytes
 
     @property
     def _continuous(self) -> bool:

@@ -7,6 +7,7 @@ FP8, compressed-tensors). Engines repack them in the same size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import Protocol
 
 HALF, SINGLE, WORD = 2, 4, 4
@@ -49,6 +50,10 @@ class Storage(Protocol):
     def matrix_bytes(self, linear: Linear) -> int:
         """Of one copy, without its bias."""
 
+    @property
+    def grain(self) -> tuple[int, int]:
+        """Outputs and inputs that must stay together: those of a scale, of a block, of a word."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
@@ -56,6 +61,11 @@ class Gptq:
 
     bits: int
     group: int
+
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        return 32 // self.bits, lcm(self.group or 1, 32 // self.bits)
 
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`."""
@@ -70,6 +80,11 @@ class Awq:
     bits: int
     group: int
 
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        return 32 // self.bits, lcm(self.group or 1, 32 // self.bits)
+
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`."""
         scales = linear.groups(self.group) * linear.outputs
@@ -82,6 +97,11 @@ class FourBit:
 
     nested: bool
 
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        return 1, 64
+
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`; with the tables of the values that the codes stand for."""
         blocks, table = -(-linear.numbers // 64), 16 * SINGLE
@@ -92,6 +112,11 @@ class FourBit:
 @dataclass(frozen=True, slots=True)
 class EightBit:
     """bitsandbytes: a scale for each output."""
+
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        return 1, 1
 
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`."""
@@ -105,6 +130,11 @@ class Float8:
     block: tuple[int, int] | None
     each_output: bool
     fixed_input_scale: bool
+
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        return self.block or (1, 1)
 
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`."""
@@ -126,6 +156,12 @@ class Compressed:
     """Whether numbers lie in words; then the true shape is stored too, in two integers of 64 bits."""
     scaled_inputs: bool
     fixed_input_scale: bool
+
+    @property
+    def grain(self) -> tuple[int, int]:
+        """As `Storage`."""
+        (outputs, inputs), word = self.block, 32 // self.bits if self.packed else 1
+        return lcm(outputs, word), lcm(inputs, self.group or 1, word)
 
     def matrix_bytes(self, linear: Linear) -> int:
         """As `Storage`."""

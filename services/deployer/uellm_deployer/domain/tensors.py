@@ -22,6 +22,7 @@ _EMBEDDING = re.compile(r"(?:^|\.)(?:(?!embed_out)\w*embed\w*|wte|wpe|project_in
 _TOKENS = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|tok_embeddings|word_embeddings|embeddings?)\.weight$")
 _MATRIX = re.compile(r"(?:^|\.)project_in\.")
 _HEADS = ("lm_head.weight", "embed_out.weight")
+_WHOLE = re.compile(r"(?:^|\.)(?:q_a_proj|kv_a_proj_with_mqa|gate|shared_expert_gate|wpe|embed_positions|project_in)\.")
 _WEIGHT = re.compile(r"\.(?:weight|qweight|weight_packed|gate_up_proj|down_proj)$")
 # Kept by older checkpoints and computed anew by transformers: rotary frequencies, and masks, which have four axes.
 _COMPUTED = re.compile(r"rotary\w*\.inv_freq$|\.(?:attn|attention)\.masked_bias$")
@@ -79,17 +80,25 @@ def layers_from_tensors(
     _check_formats(known, scheme)
     quantised = _quantised_modules(known, scheme)
     parts: dict[str | int, list[tuple[Weights, bool]]] = defaultdict(list)
+    whole: dict[str | int, Weights] = defaultdict(Weights)
     for tensor in known.values():
-        parts[part_of(tensor.name)].append((_weights(tensor, quantised, scheme), is_expert(tensor, experts)))
+        weights, part = _weights(tensor, quantised, scheme), part_of(tensor.name)
+        parts[part].append((weights, is_expert(tensor, experts)))
+        vector = len(tensor.shape) < 2 and (_module(tensor.name) not in quantised or tensor.name.endswith(".bias"))
+        if vector or held_whole(tensor.name):
+            whole[part] += weights
     missing = [str(layer) for layer in range(len(attention)) if layer not in parts]
     if missing:
         raise UnknownWeightsError(f"the weights have no tensor of layers {_some(missing)}, which config.json has")
     embedding, head = total(w for w, _ in parts["embedding"]), total(w for w, _ in parts["head"])
     again = _tokens(known) if tied else Weights()
     return ModelLayers(
-        embedding=PartShape(embedding, _looked_up(known), computes=False),
-        layers=tuple(_with_weights(part, parts[layer], experts) for layer, part in enumerate(attention)),
-        head=PartShape(head + again, head + again),
+        embedding=PartShape(embedding, _looked_up(known), computes=False, whole=whole["embedding"]),
+        layers=tuple(
+            replace(_with_weights(part, parts[layer], experts), whole=whole[layer])
+            for layer, part in enumerate(attention)
+        ),
+        head=PartShape(head + again, head + again, whole=whole["head"]),
         tied=again,
     )
 
@@ -119,6 +128,11 @@ def part_of(name: str) -> str | int:
     if layer := _LAYER.search(name):
         return int(layer[1])
     return "embedding" if _EMBEDDING.search(name) else "head"
+
+
+def held_whole(name: str) -> bool:
+    """Whether each member of a tensor-parallel group holds all of this matrix, as vLLM divides models."""
+    return _WHOLE.search(name) is not None
 
 
 def _check_formats(tensors: Mapping[str, TensorInfo], scheme: Quantisation | None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-DEVICE = "device"  # `cpu`, or `cuda:N`
+STAGES = "stages"  # JSON: [[[device, ...], layers], ...], device `cpu` or `cuda:N`; none: everything on the CPU
 ROWS = "rows"  # rows that are computed at once; more wait inside the engine
 CONTEXT_TOKENS = "context_tokens"  # prompt and answer together
-KV_BYTES = "kv_bytes"  # memory for the key-value cache
+KV_BYTES = "kv_bytes"  # memory for the key-value cache, on each device of the stage that needs most
 PAGE_TOKENS = "page_tokens"  # tokens of a page of the cache
 
 NOT_INSTALLED = "vLLM is not in the Python environment of this Triton"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from .options import EngineOptions
 from .steps import ScheduledRow
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,16 @@ class Core:
 
     def __init__(self, options: EngineOptions) -> None:
         """Load the model."""
-        if options.on_cpu:
+        if options.on_cpu and len(options.devices) == 1:
             torch.set_num_threads(options.threads)
         arguments = EngineArgs(**options.arguments(), scheduler_cls=ObservedScheduler)
         self._engine = LLMEngine.from_engine_args(arguments)
-        self._scheduler: ObservedScheduler = self._engine.engine_core.engine_core.scheduler
+        core, executor = self._engine.engine_core.engine_core, self._engine.model_executor
+        core.step_fn = core.step  # one batch at a time, in a pipeline too: a step's time is its own
+        if options.on_cpu and len(options.stages) > 1:
+            executor.execute_dummy_batch()  # makes what later stages receive into: on a CPU no warm-up has done so
+        executor.register_failure_callback(_end)
+        self._scheduler: ObservedScheduler = core.scheduler
         self._internal: dict[str, str] = {}
         self._keys: dict[str, str] = {}
         self.facts = self._facts(options)
@@ -108,23 +117,51 @@ class Core:
             self._keys.pop(self._internal.pop(key, ""), None)
 
     def _facts(self, options: EngineOptions) -> dict[str, Any]:
-        """What the loaded model takes; of the cache, the tensors that are there."""
-        runner = self._engine.model_executor.driver_worker.worker.model_runner
+        """What the loaded model takes: weights on all devices, and of the cache what it is without repetitions."""
         config, cache = self._engine.model_config, self._engine.vllm_config.cache_config
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in runner.kv_caches}
-        page_bytes = sum(storage.nbytes() for storage in storages.values()) // cache.num_gpu_blocks
-        # Groups of layers with and without a window share their memory, but a token takes a slot in each of them.
-        token_bytes = sum(tensor.nbytes for tensor in runner.kv_caches) // cache.num_gpu_blocks // cache.block_size
+        held: list[Held] = self._engine.model_executor.collective_rpc(held_by, args=(config.dtype.itemsize,))
+        # A group that is larger than the heads of keys and values are many repeats them.
+        repeated = max(1, len(options.stages[0].devices) // (1 if config.use_mla else config.get_total_num_kv_heads()))
+        page_bytes = sum(one.cache_bytes for one in held) // repeated // cache.num_gpu_blocks
+        slot_bytes = sum(one.slot_bytes for one in held) // repeated // cache.num_gpu_blocks
         return {
-            "kv_bytes_per_token": token_bytes,
+            "kv_bytes_per_token": slot_bytes // cache.block_size,
             "kv_page_tokens": cache.block_size,
             "kv_budget_bytes": page_bytes * (cache.num_gpu_blocks - 1),  # vLLM keeps one page for itself
-            "weight_bytes": _weight_bytes(runner.model, config.dtype.itemsize),
+            "weight_bytes": sum(one.weight_bytes for one in held),
             "context_limit_tokens": config.max_model_len,
             "vocabulary": config.get_vocab_size(),
-            "device": options.device,
+            "device": ", ".join(options.devices),
             "dtype": str(config.dtype).removeprefix("torch."),
         }
+
+
+def _end() -> None:
+    """Without its workers the engine can't go on. To callers and the deployer it is gone then, and is loaded again."""
+    LOG.critical("a worker process has died")
+    os._exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a worker's device holds."""
+
+    weight_bytes: int
+    cache_bytes: int
+    slot_bytes: int
+    """Of the cache as its layers see it: those with and without a window share their memory, but a token takes a slot
+    in each of them."""
+
+
+def held_by(worker: Any, element_bytes: int) -> Held:
+    """Asked of every worker, in its own process."""
+    runner = worker.model_runner
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in runner.kv_caches}
+    return Held(
+        _weight_bytes(runner.model, element_bytes),
+        sum(storage.nbytes() for storage in storages.values()),
+        sum(tensor.nbytes for tensor in runner.kv_caches),
+    )
 
 
 def _weight_bytes(model: torch.nn.Module, element_bytes: int) -> int:

@@ -10,13 +10,16 @@ from typing import Any
 from ..common import contract as common
 from ..common.visible import visible_to_stub
 from . import contract
+from .stages import CPU, Stage, parse_stages
 
 BATCHED_TOKENS = 4096
 """Prompt tokens of one step, at least: a prompt is never divided, so a step takes the longest one whole."""
 
 DEFAULTS = {
-    # One process: steps are seen and timed from here, and unloading ends everything at once.
+    # The engine is in this process: steps are seen and timed from here. With several devices each has a worker process,
+    # which ends when this one does; forked from a process with threads, as CUDA's default is, it might hang.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
@@ -34,7 +37,7 @@ class EngineOptions:
     weights: str
     dtype: str
     threads: int
-    device: str
+    stages: tuple[Stage, ...]
     rows: int
     context_tokens: int
     kv_bytes: int
@@ -50,14 +53,19 @@ class EngineOptions:
             parameters[common.WEIGHTS],
             parameters.get(common.DTYPE) or "float32",
             _positive(parameters, common.THREADS) if parameters.get(common.THREADS) else os.cpu_count() or 1,
-            parameters.get(contract.DEVICE) or "cpu",
+            parse_stages(parameters.get(contract.STAGES) or ""),
             *(_positive(parameters, name) for name in numbers),
         )
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Of all workers, in their order."""
+        return tuple(device for stage in self.stages for device in stage.devices)
+
+    @property
     def on_cpu(self) -> bool:
         """Whether it computes on the processor."""
-        return self.device == "cpu"
+        return self.devices[0] == CPU
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of vLLM's `EngineArgs`."""
@@ -77,6 +85,9 @@ class EngineOptions:
             "async_scheduling": False,  # a step's time is its own
             "enforce_eager": self.on_cpu,
             "disable_log_stats": True,
+            "tensor_parallel_size": len(self.stages[0].devices),
+            "pipeline_parallel_size": len(self.stages),
+            "distributed_executor_backend": "mp" if len(self.devices) > 1 else "uni",
         }
 
 
@@ -85,10 +96,16 @@ def prepare(environment: MutableMapping[str, str], options: EngineOptions) -> No
     for name, value in DEFAULTS.items():
         environment.setdefault(name, value)
     environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the plan
+    environment.pop("VLLM_PP_LAYER_PARTITION", None)
+    if len(options.stages) > 1:
+        environment["VLLM_PP_LAYER_PARTITION"] = ",".join(str(stage.layers) for stage in options.stages)
     if options.on_cpu:
-        environment.setdefault("OMP_NUM_THREADS", str(options.threads))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, options.threads // len(options.devices))))
+        if len(options.devices) > 1:  # else every worker wants a NUMA node of its own
+            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     else:
-        environment["CUDA_VISIBLE_DEVICES"] = visible_to_stub(environment, [options.device])
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver library counts, and so the plan
+        environment["CUDA_VISIBLE_DEVICES"] = visible_to_stub(environment, options.devices)
 
 
 def _positive(parameters: Mapping[str, str], name: str) -> int:

@@ -48,11 +48,24 @@ def _groups(pricing: Pricing, size: int, most: int) -> list[Group]:
 def _chains(pricing: Pricing, groups: Sequence[Group], stages: int, most: int) -> list[tuple[Group, ...]]:
     """Groups that are linked one after the other, each set in the order with the least hops."""
     found = []
+    if math.comb(len(groups), stages) > most:
+        groups = _disjoint(groups)
     for chain in _some(groups, stages, most):
         if len({device for group in chain for device in group}) == sum(map(len, chain)):
             best = min(_orders(pricing, chain), key=lambda order: _hops(pricing, order))
             if _hops(pricing, best) < LONGEST:
                 found.append(best)
+    return found
+
+
+def _disjoint(groups: Sequence[Group]) -> list[Group]:
+    """Of those, such as have no device in common; the first ones."""
+    taken: set[int] = set()
+    found = []
+    for group in groups:
+        if taken.isdisjoint(group):
+            taken.update(group)
+            found.append(group)
     return found
 
 

@@ -154,21 +154,25 @@ class Pricing:
         model, load = self.problem.model, self.problem.workload
         split = min(size, model.kv_heads)
 
+        def read_weights(part: Part) -> float:
+            repeated = (size - 1) * part.whole_bytes + (size / split - 1) * part.kv_weight_bytes
+            return (part.read_bytes + min(repeated, (size - 1) * part.read_bytes)) / size
+
         def roofline(read: float, operations: float) -> float:
             return max(read / bandwidth, operations / size / flops)
 
         def decode(part: Part) -> int:
-            read = part.read_bytes / size + part.kv_read_bytes / split
+            read = read_weights(part) + part.kv_read_bytes / split
             computing = roofline(read, load.rows * part.flops_per_token)
             return picoseconds(part.start_seconds + computing + part.all_reduces * decode_reduce)
 
         def prefill(part: Part) -> int:
             tokens, reduce = (1, decode_reduce) if part.last_token_only else (load.prompt_tokens, prefill_reduce)
-            computing = roofline(part.read_bytes / size, tokens * part.flops_per_token)
+            computing = roofline(read_weights(part), tokens * part.flops_per_token)
             return picoseconds(part.start_seconds + computing + part.all_reduces * reduce)
 
         def held(part: Part) -> int:
-            return -(-part.weight_bytes // size) - (-part.kv_bytes // split)
+            return part.weights_on(size, split) - (-part.kv_bytes // split)
 
         return Curves(self._sums(decode), self._sums(prefill), self._sums(held), model.shared_bytes // size, capacity)
 

@@ -33,6 +33,15 @@ class Part:
     """Of a pass, whatever it computes, and however many share the part: kernels that wait for each other."""
     last_token_only: bool = False
     """Whether a prompt passes through it with its last token only: an output head."""
+    whole_bytes: int = 0
+    """Of the weights, what each member of a group holds all of: norms, routers."""
+    kv_weight_bytes: int = 0
+    """Of the weights, what makes keys and values: a group repeats it with the cache."""
+
+    def weights_on(self, size: int, split: int) -> int:
+        """Bytes of the weights on each member of a group of so many, which splits keys and values in `split`."""
+        shared = self.weight_bytes - self.whole_bytes - self.kv_weight_bytes
+        return self.whole_bytes + -(-shared // size) + -(-self.kv_weight_bytes // split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +175,8 @@ class Problem:
         )
         least = min(model.embedding.weight_bytes, model.head.weight_bytes)
         yield not 0 <= model.shared_bytes <= least, "embedding and head share at most what each holds"
+        parts = (*model.layers, model.embedding, model.head)
+        yield (
+            any(p.weight_bytes < p.whole_bytes + p.kv_weight_bytes for p in parts),
+            "what a group repeats of a part's weights is at most all of them",
+        )

@@ -180,7 +180,7 @@ def _stage(pricing: Pricing, span: Span, decode: int, hop: int) -> StagePlan:
         layer_count=span.last - span.first,
         embedding=embedding,
         head=head,
-        weight_bytes=sum(-(-part.weight_bytes // size) for part in parts)
+        weight_bytes=sum(part.weights_on(size, split) for part in parts)
         - (model.shared_bytes // size if embedding and head else 0),
         kv_bytes=kv_bytes,
         activation_bytes=model.activation_bytes,
