@@ -128,15 +128,16 @@ class CreateDeployment:
             async with work:
                 if strategy is Strategy.RECREATE:
                     await self._clear_the_way(progress, deployment, work)
-                await self._put_in_place(progress, deployment, work)
+                await self._put_in_place(progress, deployment, work, replaces=strategy is not Strategy.BESIDE)
         except BaseException as error:
             await self._record_failure(progress, deployment, error, work.left_behind)
             raise
-        if strategy is not Strategy.BESIDE:
-            await self._retire_predecessors(progress, deployment)
+        await self._retire_predecessors(progress, deployment)
         return f"{deployment.name} serves {deployment.plan.spec.model}"
 
-    async def _put_in_place(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
+    async def _put_in_place(
+        self, progress: Progress, deployment: Deployment, work: UnitOfWork, *, replaces: bool
+    ) -> None:
         plan, name = deployment.plan, deployment.plan.triton_model
         await progress.at(Stage.STAGE, f"writing the repository entry {name}")
         work.on_rollback("remove the repository entry", lambda: self._repository.remove(name))
@@ -164,7 +165,8 @@ class CreateDeployment:
         )
         work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
         await self._publisher.publish(ready)
-        await self._book.write(JournalEntry(progress.operation, ready))
+        old = self._predecessors(plan.spec, besides=ready.name) if replaces else []
+        await progress.switched(ready, tuple(one.name for one in old))
         work.commit()
 
     async def _clear_the_way(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
@@ -183,7 +185,7 @@ class CreateDeployment:
 
     async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> None:
         """The new one serves: what fails now is left to the keeper, which finishes removals."""
-        for old in self._predecessors(deployment.plan.spec, besides=deployment.name):
+        for old in map(self._book.deployment, progress.operation.replaces):
             try:
                 await self._removal.remove(progress, old, replaced_by=deployment.name)
             except UellmError as error:

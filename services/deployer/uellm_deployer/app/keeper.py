@@ -16,7 +16,7 @@ from uellm_deployer.domain.deployment import Deployment, Failure, Operation, Ope
 log = structlog.get_logger(__name__)
 
 RESTARTED = Failure(
-    "ABORTED", "RESTARTED", "the deployer was restarted meanwhile; what had been done was undone. Create it again"
+    "ABORTED", "RESTARTED", "the deployer was restarted meanwhile; what had been done was undone. Begin it again"
 )
 
 
@@ -53,6 +53,7 @@ class Keeper:
 
     async def repair(self) -> None:
         """Finish or undo what was left half done, and load what Triton has lost. UnavailableError: not possible now."""
+        await self._retire()
         if await self.amiss():
             async with self._operations.changing:
                 for deployment in await self.amiss():
@@ -61,9 +62,12 @@ class Keeper:
         self.settled = True
 
     async def amiss(self) -> list[Deployment]:
-        """Deployments that no operation takes care of and that are not as the journal wants them."""
+        """Deployments that no operation takes care of and that are not as the journal wants them.
+
+        Those that go come first: what is loaded again may need their memory.
+        """
         loaded = await self._server.ready_models()
-        return [
+        found = [
             deployment
             for deployment in list(self._book.deployments.values())
             if not self._operations.is_active(deployment.name)
@@ -71,6 +75,7 @@ class Keeper:
             and deployment.state is not State.FAILED
             and not (deployment.state is State.READY and deployment.plan.triton_model in loaded)
         ]
+        return sorted(found, key=lambda deployment: deployment.state is State.READY)
 
     async def mend(self, deployment: Deployment) -> None:
         """Bring one of them in line."""
@@ -118,11 +123,26 @@ class Keeper:
         failed = replace(deployment, state=State.FAILED, failure=f"could not be loaded again: {error.message}")
         await self._book.write(JournalEntry(deployment=failed))
 
+    async def _retire(self) -> None:
+        """What interrupted operations had replaced goes."""
+        for operation in self._interrupted():
+            for name in operation.replaces:
+                old = self._book.deployments.get(name)
+                if old is not None and old.state is State.READY:
+                    leaving = replace(old, state=State.DRAINING, replaced_by=operation.deployment)
+                    await self._book.write(JournalEntry(deployment=leaving))
+
     async def _close_operations(self) -> None:
         """Operations that a crash interrupted end as what became of their deployment says."""
-        for operation in list(self._book.operations.values()):
-            if not operation.done and not self._operations.is_active(operation.deployment):
-                await self._book.write(JournalEntry(self._outcome(operation)))
+        for operation in self._interrupted():
+            await self._book.write(JournalEntry(self._outcome(operation)))
+
+    def _interrupted(self) -> list[Operation]:
+        return [
+            operation
+            for operation in self._book.operations.values()
+            if not operation.done and not self._operations.is_active(operation.deployment)
+        ]
 
     def _outcome(self, operation: Operation) -> Operation:
         deployment = self._book.deployments.get(operation.deployment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -39,6 +39,11 @@ class Progress:
     ) -> None:
         """The next step, and what the deployment becomes with it."""
         self.operation = self.operation.at(stage, message, percent)
+        await self._book.write(JournalEntry(self.operation, deployment))
+
+    async def switched(self, deployment: Deployment, replaces: tuple[str, ...]) -> None:
+        """The deployment serves, and those that it replaces are to go: with one entry, whatever happens next."""
+        self.operation = replace(self.operation, replaces=replaces)
         await self._book.write(JournalEntry(self.operation, deployment))
 
     async def roll_back(self) -> None:

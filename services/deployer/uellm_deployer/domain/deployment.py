@@ -108,6 +108,8 @@ class Operation:
     message: str = ""
     done: bool = False
     failure: Failure | None = None
+    replaces: tuple[str, ...] = ()
+    """Resource names of the deployments that go now that the created one serves."""
 
     def at(self, stage: Stage, message: str, percent: int | None = None) -> Operation:
         """The same, one step further."""
