@@ -40,6 +40,7 @@ def test_killed_at_any_step(deployer: KilledDeployer, kind: str) -> None:
         [old] = deployer.serving()
         effect, begun = deployer.killed_in(getattr(deployer, kind), point)
         if not effect:
+            assert point > STRIDE, "nothing was killed"
             break
         deployer.start()
         deployer.check()

@@ -44,19 +44,20 @@ class Mortality:
 
     def __init__(self, orders: Path) -> None:
         self._orders = orders
-        self._count = 0
+        self._order, self._count = "", 0
 
     def strikes(self, effect: str, *, half_way: bool) -> bool:
         """Count an effect's points; whether it is to end half way. Does not return if it is not to begin."""
-        text = self._orders.read_text()
-        if not text:
-            self._count = 0
+        order = self._orders.read_text()
+        if order != self._order:
+            self._order, self._count = order, 0
+        if not order:
             return False
         self._count += 1
-        if self._count == int(text):
+        if self._count == int(order):
             self.die(f"before {effect}")
         self._count += half_way
-        return half_way and self._count == int(text)
+        return half_way and self._count == int(order)
 
     def die(self, effect: str) -> None:
         """Say where, and end without a word to anybody."""

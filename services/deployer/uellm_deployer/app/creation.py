@@ -15,6 +15,7 @@ from uellm_deployer.app.operations import Operations, Progress, Request
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import Clock, EngineReport, JournalEntry, ModelServer, Publisher, Renderer, Repository
 from uellm_deployer.app.removal import Removal
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.app.unit_of_work import UnitOfWork
 from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State
 from uellm_deployer.domain.names import default_deployment_id
@@ -105,10 +106,18 @@ class CreateDeployment:
                 return await self._create(progress, deployment, creation.strategy)
 
             return await self._operations.begin(
-                OperationKind.CREATE, deployment.name, request, body, created=deployment
+                OperationKind.CREATE, deployment.name, request, body, self._touched(deployment), created=deployment
             )
 
+    def _touched(self, deployment: Deployment) -> frozenset[str]:
+        """With what serves the queue, or will before it is this one's turn, and may have to go."""
+        queue = deployment.plan.spec.queue
+        others = [one for one in self._book.deployments.values() if one.plan.spec.queue == queue]
+        return things_of(deployment, *(one for one in others if one.state is not State.FAILED))
+
     def _check_free(self, name: str, plan: DeploymentPlan) -> None:
+        if self._operations.is_active(name):
+            raise AlreadyExistsError("deployment", name, f"an operation on {name} runs; wait for its end")
         for other in self._book.deployments.values():
             if other.state is State.FAILED:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import structlog
@@ -11,6 +12,7 @@ from uellm_deployer.app.book import Book
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.ports import JournalEntry, ModelServer, Publisher, Renderer, Repository
 from uellm_deployer.app.removal import Removal
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, State
 
 log = structlog.get_logger(__name__)
@@ -46,7 +48,10 @@ class Keeper:
     async def publish(self) -> None:
         """Renew the records of what Triton serves now. What it does not serve gets stale by itself."""
         loaded = await self._server.ready_models()
-        for deployment in list(self._book.deployments.values()):
+        for name in list(self._book.deployments):
+            deployment = self._book.deployments.get(name)  # as it is now: it may have changed during the last one
+            if deployment is None:
+                continue
             serves = deployment.state in (State.READY, State.DRAINING) and deployment.plan.triton_model in loaded
             if serves and deployment.name not in self._removal.aside:
                 await self._publisher.publish(deployment)
@@ -54,10 +59,10 @@ class Keeper:
     async def repair(self) -> None:
         """Finish or undo what was left half done, and load what Triton has lost. UnavailableError: not possible now."""
         await self._retire()
-        if await self.amiss():
-            async with self._operations.changing:
-                for deployment in await self.amiss():
-                    await self.mend(deployment)
+        found = await asyncio.gather(*map(self._mend_in_turn, await self.amiss()), return_exceptions=True)
+        for failure in found:
+            if failure is not None:
+                raise failure
         await self._close_operations()
         self.settled = True
 
@@ -76,6 +81,11 @@ class Keeper:
             and not (deployment.state is State.READY and deployment.plan.triton_model in loaded)
         ]
         return sorted(found, key=lambda deployment: deployment.state is State.READY)
+
+    async def _mend_in_turn(self, deployment: Deployment) -> None:
+        async with self._operations.turns.of(things_of(deployment)):
+            if deployment in await self.amiss():  # still, and unchanged
+                await self.mend(deployment)
 
     async def mend(self, deployment: Deployment) -> None:
         """Bring one of them in line."""
@@ -128,7 +138,7 @@ class Keeper:
         for operation in self._interrupted():
             for name in operation.replaces:
                 old = self._book.deployments.get(name)
-                if old is not None and old.state is State.READY:
+                if old is not None and old.state is State.READY and not self._operations.is_active(name):
                     leaving = replace(old, state=State.DRAINING, replaced_by=operation.deployment)
                     await self._book.write(JournalEntry(deployment=leaving))
 

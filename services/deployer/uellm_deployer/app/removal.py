@@ -8,6 +8,7 @@ from uellm.rpc.errors import AbortedError, FailedPreconditionError
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.operations import Operations, Progress, Request
 from uellm_deployer.app.ports import Clock, JournalEntry, ModelServer, Publisher, Repository
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State
 
 DRAIN_POLL_SECONDS = 0.1
@@ -101,4 +102,4 @@ class DeleteDeployment:
         async def body(progress: Progress) -> str:
             return await self._removal.remove(progress, self._book.deployment(name), drain_timeout)
 
-        return await self._operations.begin(OperationKind.DELETE, name, request, body)
+        return await self._operations.begin(OperationKind.DELETE, name, request, body, things_of(deployment))
