@@ -33,6 +33,8 @@ from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
 
 LIMIT_SECONDS = 60.0
+LOAD_SECONDS = 6.0
+"""After this the deployer gives a load up."""
 POLL_SECONDS = 0.01
 ROOT = Path(__file__).resolve().parents[2]
 SETTLED = (State.READY, State.FAILED)
@@ -57,8 +59,8 @@ class KilledDeployer:
     """Around one repository, one Triton and one Redis."""
 
     def __init__(self, folder: Path, triton: EmbeddedTriton, redis_server: EmbeddedRedis, weights: Path) -> None:
-        self._folder, self._triton, self._weights = folder, triton, weights
-        self._redis = redis.Redis(port=redis_server.port)
+        self.folder, self.triton, self.weights = folder, triton, weights
+        self.redis = redis.Redis(port=redis_server.port)
         self._orders = folder / "orders"
         self._orders.write_text("")
         self._address = f"127.0.0.1:{free_port()}"
@@ -68,6 +70,7 @@ class KilledDeployer:
             "repository": str(folder),
             "triton-endpoint": triton.address,
             "triton-control-key": CONTROL_KEY,
+            "load-timeout-seconds": str(LOAD_SECONDS),
         }
         self._arguments = json.dumps([word for key, value in flags.items() for word in (f"--{key}", value)])
         paths = [str(ROOT), *(str(ROOT / "services" / name) for name in ("profiler", "scheduler", "deployer"))]
@@ -96,7 +99,7 @@ class KilledDeployer:
 
     def __exit__(self, *exception: object) -> None:
         self._channel.close()
-        self._redis.close()
+        self.redis.close()
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
@@ -111,7 +114,7 @@ class KilledDeployer:
     def create(self, strategy: str = "BLUE_GREEN") -> Operation:
         """Begin one with a plan of its own, over what serves."""
         self.names += 1
-        spec = pb.DeploymentSpec(model="light", weights_path=str(self._weights), max_batch_rows=self.names + 1)
+        spec = pb.DeploymentSpec(model="light", weights_path=str(self.weights), max_batch_rows=self.names + 1)
         request = pb.CreateDeploymentRequest(
             deployment_id=f"d{self.names}", spec=spec, strategy=f"DEPLOYMENT_STRATEGY_{strategy}"
         )
@@ -122,10 +125,12 @@ class KilledDeployer:
 
     def delete(self) -> Operation:
         [serving] = self.serving()
-        return self.stub.DeleteDeployment(pb.DeleteDeploymentRequest(name=serving), timeout=LIMIT_SECONDS)
+        request = pb.DeleteDeploymentRequest(name=serving)
+        return self.stub.DeleteDeployment(request, timeout=LIMIT_SECONDS, wait_for_ready=True)
 
     def roll_back(self) -> Operation:
-        return self.stub.RollbackDeployment(pb.RollbackDeploymentRequest(model="light"), timeout=LIMIT_SECONDS)
+        request = pb.RollbackDeploymentRequest(model="light")
+        return self.stub.RollbackDeployment(request, timeout=LIMIT_SECONDS, wait_for_ready=True)
 
     def finish(self, operation: Operation) -> Operation:
         """Wait for the end of an operation that nobody kills."""
@@ -144,6 +149,7 @@ class KilledDeployer:
             while not self._has_ended() and not self._is_done(operation.name):
                 time.sleep(POLL_SECONDS)
         except grpc.RpcError as error:
+            wait_for(told.exists)
             assert error.code() is grpc.StatusCode.UNAVAILABLE, error  # noqa: PT017
         self._orders.write_text("")
         if told.exists():
@@ -166,7 +172,7 @@ class KilledDeployer:
 
     def book(self) -> Book:
         """The journal on disk."""
-        return Book(OnDisk(self._folder / "journal" / "journal"))
+        return Book(OnDisk(self.folder / "journal" / "journal"))
 
     def serving(self) -> dict[str, Deployment]:
         """By name, what the journal says is to serve."""
@@ -174,7 +180,7 @@ class KilledDeployer:
 
     def differences(self) -> list[str]:
         """In how far journal, disk, Triton and Redis do not say the same; empty: all is as it should be."""
-        journal = OnDisk(self._folder / "journal" / "journal")
+        journal = OnDisk(self.folder / "journal" / "journal")
         book, found = Book(journal), []
         if journal.torn:
             found.append("the journal ends in a torn line")
@@ -182,38 +188,39 @@ class KilledDeployer:
         found += [f"{one.name} runs" for one in book.operations.values() if not one.done]
         serving = {one.plan.triton_model for one in self.serving().values()}
         places = {
-            "models": {path.name for path in (self._folder / "models").iterdir()},
+            "models": {path.name for path in (self.folder / "models").iterdir()},
             "Triton": self._loaded(),
             "Redis": self._published(),
         }
         found += [f"{place} has {names}, not {serving}" for place, names in places.items() if names != serving]
-        found += [f"{path} is left over" for path in (self._folder / "staging").iterdir()]
-        found += [f"{path} is left over" for path in (self._folder / "journal").iterdir() if path.name != "journal"]
+        found += [f"{path} is left over" for path in (self.folder / "staging").iterdir()]
+        found += [f"{path} is left over" for path in (self.folder / "journal").iterdir() if path.name != "journal"]
         return found
 
     def check(self) -> None:
         """Wait until all is as it should be; then what serves answers."""
+        self.stub.ListDeployments(pb.ListDeploymentsRequest(), timeout=LIMIT_SECONDS, wait_for_ready=True)
         try:
             wait_for(lambda: not self.differences())
         except AssertionError:
             raise AssertionError("; ".join(self.differences())) from None
         for one in self.serving().values():
-            client = StaticEngineClient(self._triton, one.plan.triton_model)
+            client = StaticEngineClient(self.triton, one.plan.triton_model)
             answer = client.run({"r": {"prompt": "abc", "max_tokens": 4, "raw_prompt": True}})
             assert answer.rows["r"].text == "abca"
 
     def _loaded(self) -> set[str]:
         """Whatever Triton has begun with."""
-        index = control_call(self._triton, "RepositoryIndex", service_pb2.RepositoryIndexRequest())
+        index = control_call(self.triton, "RepositoryIndex", service_pb2.RepositoryIndexRequest())
         return {one.name for one in index.models if one.state not in ("", "UNAVAILABLE")}
 
     def _published(self) -> set[str]:
-        values: Any = self._redis.hvals(DEPLOYMENTS)
+        values: Any = self.redis.hvals(DEPLOYMENTS)
         records = [DeploymentRecord.FromString(value) for value in values]
         return {
             record.triton_model if record.state == DEPLOYMENT_STATE_READY else f"{record.triton_model} in another state"
             for record in records
-            if record.triton_endpoint == self._triton.address
+            if record.triton_endpoint == self.triton.address
         }
 
 

@@ -146,6 +146,21 @@ async def test_what_cannot_be_loaded_again_has_failed(world):
     assert "the weights are gone" in deployment.failure
 
 
+@pytest.mark.parametrize("undo_fails", [False, True])
+async def test_a_load_that_ends_after_its_time_leaves_nothing_behind(world, undo_fails):
+    await world.create()
+    world.triton.loaded.clear()
+    world.faults.arm("load late", FailedPreconditionError("x", "Triton is still loading", reason="LOAD_TIMEOUT"))
+    if undo_fails:
+        world.faults.arm("unload", UnavailableError("Triton is away"))
+        with pytest.raises(UnavailableError):
+            await world.keeper.repair()
+    await world.keeper.repair()
+    assert (world.files(), world.triton.loaded, world.publisher.records) == (set(), set(), {})
+    assert world.book.deployment(ONE).state is State.FAILED
+    assert "still loading" in world.book.deployment(ONE).failure
+
+
 async def test_while_triton_is_away_nothing_is_given_up(world):
     await world.create()
     world.faults.arm("index", UnavailableError("Triton is away"), always=True)

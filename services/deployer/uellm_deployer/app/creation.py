@@ -150,7 +150,8 @@ class CreateDeployment:
         plan, name = deployment.plan, deployment.plan.triton_model
         await progress.at(Stage.STAGE, f"writing the repository entry {name}")
         work.on_rollback("remove the repository entry", lambda: self._repository.remove(name))
-        await self._repository.stage(self._renderer.render(plan))
+        entry = self._renderer.render(plan)
+        await self._repository.stage(entry)
 
         await progress.at(Stage.PREFLIGHT, "checking free memory")
         await self._planning.preflight(plan, unloaded=self._removal.aside)
@@ -171,6 +172,7 @@ class CreateDeployment:
             measured_kv_bytes_per_token=report.kv_bytes_per_token,
             measured_step_seconds=report.step_seconds,
             measured_kv_budget_bytes=report.kv_budget_bytes,
+            entry_digest=entry.digest,
         )
         work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
         await self._publisher.publish(ready)

@@ -112,7 +112,7 @@ class Keeper:
         log.info("loading what Triton has lost", deployment=deployment.name)
         plan = deployment.plan
         try:
-            await self.write_entry(deployment)
+            deployment = await self.write_entry(deployment)
             await self._repository.touch(plan.triton_model)
             await self._server.load(plan.triton_model)
             await self._server.verify(plan.triton_model, plan.plan_hash)
@@ -121,17 +121,39 @@ class Keeper:
         else:
             await self._publisher.publish(deployment)
 
-    async def write_entry(self, deployment: Deployment) -> None:
-        """Its repository entry, if it is not there."""
-        if not self._repository.contains(deployment.plan.triton_model):
-            await self._repository.stage(self._renderer.render(deployment.plan))
-            await self._repository.install(deployment.plan.triton_model)
+    async def write_entry(self, deployment: Deployment) -> Deployment:
+        """Its repository entry, if it is not there as it was written; returns the deployment as it is then."""
+        if await self.entry_is_sound(deployment):
+            return deployment
+        entry = self._renderer.render(deployment.plan)
+        await self._repository.stage(entry)
+        await self._repository.install(entry.name)
+        if deployment.entry_digest != entry.digest:
+            await self._book.write(JournalEntry(deployment=replace(deployment, entry_digest=entry.digest)))
+        return self._book.deployment(deployment.name)
+
+    async def entry_is_sound(self, deployment: Deployment) -> bool:
+        """Whether its repository entry is there, and what was written."""
+        found = await self._repository.read(deployment.plan.triton_model)
+        return bool(found.files) and deployment.entry_digest in ("", found.digest)
+
+    async def restore(self, deployment: Deployment) -> None:
+        """Take it out of service, write its entry again and load that: what is loaded may be what somebody wrote."""
+        log.warning("writing a repository entry again, and loading it", deployment=deployment.name)
+        self._removal.aside.add(deployment.name)
+        try:
+            await self._removal.drain(deployment)
+            await self._server.unload(deployment.plan.triton_model)
+            await self._load_again(deployment)
+        finally:
+            self._removal.aside.discard(deployment.name)
 
     async def _give_up(self, deployment: Deployment, error: UellmError) -> None:
         log.error("deployment can't be loaded again", deployment=deployment.name, error=error.message)
-        await self._publisher.withdraw(deployment.name)
-        failed = replace(deployment, state=State.FAILED, failure=f"could not be loaded again: {error.message}")
-        await self._book.write(JournalEntry(deployment=failed))
+        # CREATING until nothing is left: a load that took too long may yet end well, and nobody wants it then.
+        undone = replace(deployment, state=State.CREATING, failure=f"could not be loaded again: {error.message}")
+        await self._book.write(JournalEntry(deployment=undone))
+        await self._undo(undone)
 
     async def _retire(self) -> None:
         """What interrupted operations had replaced goes."""

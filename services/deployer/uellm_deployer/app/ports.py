@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +29,15 @@ class RepositoryEntry:
 
     name: str
     files: Mapping[str, bytes]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all paths and contents."""
+        digest = hashlib.sha256()
+        for path in sorted(self.files):
+            for part in (path.encode(), self.files[path]):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,9 @@ class Repository(Protocol):
 
     def contains(self, name: str) -> bool:
         """Whether the entry is installed."""
+
+    async def read(self, name: str) -> RepositoryEntry:
+        """An installed entry as it lies there; without files if there is none."""
 
     def entries(self) -> frozenset[str]:
         """The entries that are installed."""

@@ -74,7 +74,10 @@ class Reconcile:
         for one in self._serving():
             if not self._repository.contains(one.plan.triton_model):
                 drift = Drift(one.name, "its repository entry is gone", "written again")
-                yield drift, partial(self._keeper.write_entry, one)
+                yield drift, partial(self._write_entry, one)
+            elif not await self._keeper.entry_is_sound(one):
+                drift = Drift(one.name, "its repository entry was changed", "drained, written again, loaded again")
+                yield drift, partial(self._keeper.restore, one)
 
     async def _entries(self) -> AsyncIterator[tuple[Drift, Repair]]:
         for name in sorted(self._repository.entries() - self._known()):
@@ -112,6 +115,9 @@ class Reconcile:
         return frozenset(
             one.plan.triton_model for one in self._book.deployments.values() if one.state is not State.FAILED
         )
+
+    async def _write_entry(self, deployment: Deployment) -> None:
+        await self._keeper.write_entry(deployment)
 
     async def _discard(self, name: str) -> None:
         await self._server.unload(name)

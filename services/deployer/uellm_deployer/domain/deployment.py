@@ -78,6 +78,9 @@ class Deployment:
     measured_kv_budget_bytes: int = 0
     """What the engine's cache really holds; 0: the engine does not allocate it beforehand."""
 
+    entry_digest: str = ""
+    """Of its repository entry as it was written; empty: not known."""
+
     @property
     def etag(self) -> str:
         """Changes with every change."""
