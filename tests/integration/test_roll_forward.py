@@ -136,4 +136,5 @@ async def test_no_query_is_lost_while_deployments_change(tmp_path: Path) -> None
                     return False
                 return True
 
+            await stub.Reconcile(pb.ReconcileRequest())
             await until(answers)

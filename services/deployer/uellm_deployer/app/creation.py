@@ -166,6 +166,7 @@ class CreateDeployment:
         check_report(plan, report)
 
         await progress.at(Stage.SWITCH, "publishing")
+        old = self._predecessors(plan.spec, besides=deployment.name)
         ready = replace(
             deployment,
             state=State.READY,
@@ -173,11 +174,12 @@ class CreateDeployment:
             measured_step_seconds=report.step_seconds,
             measured_kv_budget_bytes=report.kv_budget_bytes,
             entry_digest=entry.digest,
+            # Who serves the queue may have changed since it was asked for.
+            traffic_share=0.0 if old and not replaces else 1.0,
         )
         work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
         await self._publisher.publish(ready)
-        old = self._predecessors(plan.spec, besides=ready.name) if replaces else []
-        await progress.switched(ready, tuple(one.name for one in old))
+        await progress.switched(ready, tuple(one.name for one in old if replaces))
         work.commit()
 
     async def _clear_the_way(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:

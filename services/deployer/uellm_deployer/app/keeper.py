@@ -105,6 +105,7 @@ class Keeper:
     async def _finish_removal(self, deployment: Deployment) -> None:
         log.info("finishing a removal", deployment=deployment.name)
         if deployment.state is State.DRAINING:
+            await self._removal.hand_over(deployment)
             await self._removal.drain(deployment)
         await self._removal.finish(deployment)
 
@@ -153,6 +154,7 @@ class Keeper:
         # CREATING until nothing is left: a load that took too long may yet end well, and nobody wants it then.
         undone = replace(deployment, state=State.CREATING, failure=f"could not be loaded again: {error.message}")
         await self._book.write(JournalEntry(deployment=undone))
+        await self._removal.hand_over(undone)
         await self._undo(undone)
 
     async def _retire(self) -> None:

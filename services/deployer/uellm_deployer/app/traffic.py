@@ -12,9 +12,7 @@ from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.ports import JournalEntry, Publisher
 from uellm_deployer.app.turns import things_of
 from uellm_deployer.domain.deployment import Deployment, State
-
-TOLERANCE = 1e-6
-"""By which shares may miss a sum of 1."""
+from uellm_deployer.domain.shares import TOLERANCE
 
 
 class SetTraffic:
