@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import redis
 from google.longrunning.operations_pb2 import Operation
 from tritonclient.grpc import service_pb2
@@ -193,6 +194,8 @@ class KilledDeployer:
             "Redis": self._published(),
         }
         found += [f"{place} has {names}, not {serving}" for place, names in places.items() if names != serving]
+        if (running := len(stubs(self.triton))) != len(serving):
+            found.append(f"{running} processes of models run, not {len(serving)}")
         found += [f"{path} is left over" for path in (self.folder / "staging").iterdir()]
         found += [f"{path} is left over" for path in (self.folder / "journal").iterdir() if path.name != "journal"]
         return found
@@ -222,6 +225,11 @@ class KilledDeployer:
             for record in records
             if record.triton_endpoint == self.triton.address
         }
+
+
+def stubs(triton: EmbeddedTriton) -> list[psutil.Process]:
+    """The processes that models run in."""
+    return [one for one in psutil.Process(triton.process.pid).children() if "backend_stub" in one.name()]
 
 
 def wait_for(condition: Callable[[], object]) -> None:

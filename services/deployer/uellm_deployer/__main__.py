@@ -31,6 +31,7 @@ from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
 from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
 from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.memory import MemoryWatch
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import ModelServer, Publisher, Renderer
@@ -51,18 +52,22 @@ class Application:
     book: Book
     operations: Operations
     keeper: Keeper
+    memory: MemoryWatch
     servicer: DeployerServicer
 
 
 def build(
-    settings: DeployerSettings, repository: ModelRepository, server: ModelServer, publisher: Publisher, endpoint: str
+    settings: DeployerSettings, repository: ModelRepository, triton: ModelServer, publisher: Publisher, endpoint: str
 ) -> Application:
     """Wire the use cases around a repository, a Triton and a publisher."""
     book = Book(FileJournal(repository.root / "journal", compacted))
     clock = SystemClock()
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
+    machine = Machine(Nvml.open())
+    memory = MemoryWatch(triton, book, machine, clock)
+    server: ModelServer = memory
     operations = Operations(book, clock, lambda: uuid.uuid4().hex)
-    planning = Planning(book, Machine(Nvml.open()), ModelFolders(), HelrPlanner())
+    planning = Planning(book, machine, ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
     create = CreateDeployment(book, operations, planning, removal, renderer, repository, server, publisher, clock)
     keeper = Keeper(book, operations, removal, renderer, repository, server, publisher)
@@ -71,7 +76,7 @@ def build(
     rollback = RollbackDeployment(book, operations, create)
     reconcile = Reconcile(book, operations, keeper, repository, server, publisher)
     servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
-    return Application(book, operations, keeper, servicer)
+    return Application(book, operations, keeper, memory, servicer)
 
 
 async def serve_deployer(settings: DeployerSettings, repository: ModelRepository) -> None:
@@ -97,7 +102,7 @@ async def serve_deployer(settings: DeployerSettings, repository: ModelRepository
             stack.push_async_callback(channel.close, None)
             await stack.enter_async_context(clock.following())
             stack.push_async_callback(app.operations.close)
-            await stack.enter_async_context(upkeep(app.keeper))
+            await stack.enter_async_context(upkeep(app.keeper, app.memory))
             await stack.enter_async_context(_closing_watches(app.book, stop))
             yield
 

@@ -141,8 +141,8 @@ class CreateDeployment:
         except BaseException as error:
             await self._record_failure(progress, deployment, error, work.left_behind)
             raise
-        await self._retire_predecessors(progress, deployment)
-        return f"{deployment.name} serves {deployment.plan.spec.model}"
+        retired = await self._retire_predecessors(progress, deployment)
+        return f"{deployment.name} serves {deployment.plan.spec.model}{self._book.leaked(retired)}"
 
     async def _put_in_place(
         self, progress: Progress, deployment: Deployment, work: UnitOfWork, *, replaces: bool
@@ -196,14 +196,16 @@ class CreateDeployment:
         await self._server.load(old.plan.triton_model)
         await self._publisher.publish(old)
 
-    async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> None:
-        """The new one serves: what fails now is left to the keeper, which finishes removals."""
-        for old in map(self._book.deployment, progress.operation.replaces):
+    async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> list[str]:
+        """The new one serves: what fails now is left to the keeper, which finishes removals. Returns Triton models."""
+        predecessors = [self._book.deployment(name) for name in progress.operation.replaces]
+        for old in predecessors:
             try:
                 await self._removal.remove(progress, old, replaced_by=deployment.name)
             except UellmError as error:
                 log.warning("old deployment not removed yet", deployment=old.name, error=error.message)
             self._removal.aside.discard(old.name)
+        return [old.plan.triton_model for old in predecessors]
 
     async def _record_failure(
         self, progress: Progress, deployment: Deployment, error: BaseException, left_behind: list[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from uellm.rpc.errors import ResourceExhaustedError
 from uellm_deployer.app.book import Book
@@ -26,8 +27,10 @@ class Planning:
         self._before_load: dict[str, dict[str, int]] = {}  # Triton model -> bytes that were free, by device
 
     async def topology(self) -> Topology:
-        """The machine as it is now."""
-        return await self._source.read()
+        """The machine as it is now; its warnings name the memory that unloads did not give back."""
+        found = await self._source.read()
+        leaks = [f"{leak.triton_model} {leak.difference}" for leak in self._book.leaks.values()]
+        return replace(found, warnings=(*found.warnings, *leaks))
 
     async def plan(
         self,

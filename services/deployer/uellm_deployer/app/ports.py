@@ -9,6 +9,7 @@ from typing import Protocol
 
 from uellm_deployer.domain.deployment import Deployment, Operation
 from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.leak import Leak
 from uellm_deployer.domain.plan import DeploymentPlan
 from uellm_deployer.domain.topology import Topology
 
@@ -21,6 +22,8 @@ class JournalEntry:
     deployment: Deployment | None = None
     removed: str = ""
     """Resource name of a deployment that is gone for good."""
+    leak: Leak | None = None
+    """Memory that is lost, or has come back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Reconcile:
         """
         async with self._operations.changing:
             found = []
-            for look in (self._deployments, self._entries, self._models, self._records):
+            for look in (self._deployments, self._entries, self._models, self._records, self._leaks):
                 async for drift, mend in look():
                     if repair:
                         await mend()
@@ -105,6 +105,10 @@ class Reconcile:
                 yield Drift(name, difference, "published again"), partial(self._publisher.publish, wanted[name])
             else:
                 yield Drift(name, difference, "withdrawn"), partial(self._publisher.withdraw, name)
+
+    async def _leaks(self) -> AsyncIterator[tuple[Drift, Repair]]:
+        for leak in self._book.leaks.values():
+            yield Drift(leak.triton_model, leak.difference, ""), _nothing
 
     def _serving(self) -> list[Deployment]:
         """Those that are wanted to serve."""

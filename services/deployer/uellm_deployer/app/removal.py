@@ -47,7 +47,7 @@ class Removal:
         await progress.at(Stage.UNLOAD, f"unloading {deployment.plan.triton_model}", deployment)
         await self.finish(deployment)
         cut = "" if drained else "; what was still in flight after the drain time-out was cut off"
-        return f"{deployment.name} is removed{cut}"
+        return f"{deployment.name} is removed{cut}{self._book.leaked([deployment.plan.triton_model])}"
 
     async def hand_over(self, leaving: Deployment) -> None:
         """Its share goes to those that serve its queue on, in their proportions. May be repeated."""
