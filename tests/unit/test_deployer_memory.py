@@ -85,21 +85,24 @@ async def test_a_leak_is_told_everywhere_until_it_is_gone(world):
     lost = weights - weights // 4
     [name] = {model for model, _ in world.book.leaks}
     told = f"leaks {lost:,} bytes of g0, which unloading it did not free: restart Triton"
-    for world in (world, world.restarted()):
-        world.machine.read = there.read
-        there.world = world
-        [drift] = await world.reconcile.run(repair=True)
+    again = world.restarted()
+    again.machine.read = there.read
+    for one in (world, again):
+        there.world = one
+        [drift] = await one.reconcile.run(repair=True)
         assert (drift.subject, drift.difference, drift.repair) == (name, told, "")
-        assert (await world.planning.topology()).warnings == (f"{name} {told}",)
+        assert (await one.planning.topology()).warnings == (f"{name} {told}",)
         assert leaked("g0") == lost
-        await world.memory.look()
-        assert world.book.leaks, "not yet"
+        await one.memory.look()
+        assert one.book.leaks, "not yet"
     there.share = 1.0
-    await world.memory.look()
-    assert await world.reconcile.run(repair=True) == []
-    assert (await world.planning.topology()).warnings == ()
+    await again.memory.look()
+    assert await again.reconcile.run(repair=True) == []
+    assert (await again.planning.topology()).warnings == ()
     assert leaked("g0") is None
-    assert world.restarted().book.leaks == {}
+    last = again.restarted()
+    assert last.book.leaks == {}
+    last.repository.close()
 
 
 async def test_who_takes_over_says_it_of_what_it_replaced(world):
