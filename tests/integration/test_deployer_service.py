@@ -17,7 +17,6 @@ import psutil
 import pytest
 from google.longrunning.operations_pb2 import Operation
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 from uellm_deployer.adapters.triton_control import ControlTimes, TritonControl
 
 from tests.support.tiny_model import make_tiny_model
@@ -268,34 +267,6 @@ async def test_model_control_is_refused_without_the_secret(triton):
         known = TritonControl(channel, CONTROL_KEY, triton.options.control_secret, ControlTimes())
         with pytest.raises(FailedPreconditionError, match="x--0123456789"):
             await known.load("x--0123456789")
-
-
-@pytest.mark.parametrize(
-    ("method", "request_type"),
-    [
-        ("RepositoryIndex", "RepositoryIndexRequest"),
-        ("RepositoryModelLoad", "RepositoryModelLoadRequest"),
-        ("RepositoryModelUnload", "RepositoryModelUnloadRequest"),
-        ("SystemSharedMemoryStatus", "SystemSharedMemoryStatusRequest"),
-        ("SystemSharedMemoryRegister", "SystemSharedMemoryRegisterRequest"),
-        ("SystemSharedMemoryUnregister", "SystemSharedMemoryUnregisterRequest"),
-        ("CudaSharedMemoryStatus", "CudaSharedMemoryStatusRequest"),
-        ("CudaSharedMemoryRegister", "CudaSharedMemoryRegisterRequest"),
-        ("CudaSharedMemoryUnregister", "CudaSharedMemoryUnregisterRequest"),
-        ("TraceSetting", "TraceSettingRequest"),
-        ("LogSettings", "LogSettingsRequest"),
-    ],
-)
-def test_what_reaches_into_the_server_is_refused_without_the_secret(triton, method, request_type):
-    request = getattr(service_pb2, request_type)()
-    with grpc.insecure_channel(triton.address) as channel:
-        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), method)
-        for metadata in ((), ((f"triton-grpc-protocol-{CONTROL_KEY}", "wrong"),)):
-            with pytest.raises(grpc.RpcError) as caught:
-                call(request, metadata=metadata, timeout=LIMIT_SECONDS)
-            assert "This protocol is restricted" in caught.value.details()
-        opened = call.future(request, metadata=tuple(triton.control_metadata.items()), timeout=LIMIT_SECONDS)
-        assert "restricted" not in (opened.details() or ""), "the secret opens it"
 
 
 async def test_a_load_outlives_its_call(triton, weights):
