@@ -34,7 +34,7 @@ from uellm.v1.deployer_pb2_grpc import DeployerServiceStub
 from uellm.v1.stream_pb2 import DEPLOYMENT_STATE_READY, DeploymentRecord
 
 LIMIT_SECONDS = 60.0
-LOAD_SECONDS = 6.0
+LOAD_SECONDS = 8.0
 """After this the deployer gives a load up."""
 POLL_SECONDS = 0.01
 ROOT = Path(__file__).resolve().parents[2]
