@@ -17,6 +17,7 @@ from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment, Creation
 from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.memory import MemoryWatch
 from uellm_deployer.app.operations import Operations, Request
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import EngineReport, RepositoryEntry
@@ -242,7 +243,8 @@ class DeployerWorld:
         ids = itertools.count(len(self.book.operations) + 1)
         self.operations = Operations(self.book, self.clock, lambda: str(next(ids)))
         self.planning = Planning(self.book, self.machine, self.library, HelrPlanner())
-        outside = (self.repository, self.triton, self.publisher)
+        self.memory = MemoryWatch(self.triton, self.book, self.machine, self.clock)
+        outside = (self.repository, self.memory, self.publisher)
         self.removal = Removal(self.book, *outside, self.clock)
         self.renderer = TritonRenderer(root)
         self.creation = CreateDeployment(

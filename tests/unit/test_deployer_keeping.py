@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from uellm_deployer.app.creation import Creation
+from uellm_deployer.app.creation import Creation, Strategy
 from uellm_deployer.app.operations import Request
+from uellm_deployer.app.ports import JournalEntry
 from uellm_deployer.app.unit_of_work import UnitOfWork
 from uellm_deployer.domain.deployment import Stage, State
 
@@ -144,6 +146,21 @@ async def test_what_cannot_be_loaded_again_has_failed(world):
     assert "the weights are gone" in deployment.failure
 
 
+@pytest.mark.parametrize("undo_fails", [False, True])
+async def test_a_load_that_ends_after_its_time_leaves_nothing_behind(world, undo_fails):
+    await world.create()
+    world.triton.loaded.clear()
+    world.faults.arm("load late", FailedPreconditionError("x", "Triton is still loading", reason="LOAD_TIMEOUT"))
+    if undo_fails:
+        world.faults.arm("unload", UnavailableError("Triton is away"))
+        with pytest.raises(UnavailableError):
+            await world.keeper.repair()
+    await world.keeper.repair()
+    assert (world.files(), world.triton.loaded, world.publisher.records) == (set(), set(), {})
+    assert world.book.deployment(ONE).state is State.FAILED
+    assert "still loading" in world.book.deployment(ONE).failure
+
+
 async def test_while_triton_is_away_nothing_is_given_up(world):
     await world.create()
     world.faults.arm("index", UnavailableError("Triton is away"), always=True)
@@ -176,6 +193,40 @@ async def test_a_crash_between_any_two_journal_entries_is_repaired(tmp_path, cut
     assert len(world.publisher.records) == len(serving)
     assert all(operation.done for operation in world.book.operations.values())
     world.repository.close()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BLUE_GREEN, Strategy.RECREATE])
+@pytest.mark.parametrize("cut", range(1, 13))
+async def test_a_crash_while_one_takes_over_leaves_one_that_serves(tmp_path, strategy, cut):
+    world = DeployerWorld(tmp_path)
+    await world.create("one")
+    path = tmp_path / "journal" / "journal"
+    first = path.stat().st_size
+    await world.finish(world.creation.create(Creation("two", a_spec(max_batch_rows=4), strategy), NO_REQUEST))
+    content = path.read_bytes()
+    lines = content[first:].splitlines(keepends=True)
+    path.write_bytes(content[:first] + b"".join(lines[:cut]))
+    world = world.restarted()
+    world.triton._repository = world.repository
+    await world.keeper.repair()
+    await world.keeper.publish()
+    [serving] = [one for one in world.book.deployments.values() if one.state is State.READY]
+    assert world.triton.loaded == {serving.plan.triton_model} == world.repository.entries()
+    assert {name: one.state for name, one in world.publisher.records.items()} == {serving.name: State.READY}
+    newest = list(world.book.operations.values())[-1]
+    assert newest.done
+    assert (newest.failure is None) == (serving.name == TWO)
+    world.repository.close()
+
+
+async def test_what_goes_goes_before_what_is_loaded_again(world):
+    """It may have its memory."""
+    await world.create("one")
+    one = world.book.deployment(ONE)
+    left = replace(one, name=TWO, state=State.CREATING, plan=replace(one.plan, plan_hash="0123456789"))
+    await world.book.write(JournalEntry(deployment=left))
+    world.triton.loaded = {left.plan.triton_model}
+    assert [deployment.name for deployment in await world.keeper.amiss()] == [TWO, ONE]
 
 
 async def test_an_operation_that_waits_for_its_turn_is_left_alone(world):

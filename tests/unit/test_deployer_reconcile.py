@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from uellm_deployer.app.ports import JournalEntry
+from uellm_deployer.app.ports import JournalEntry, RepositoryEntry
 from uellm_deployer.app.reconcile import Drift
 from uellm_deployer.domain.deployment import State
 
@@ -31,6 +31,15 @@ async def unload(world: DeployerWorld) -> None:
 
 async def lose_entry(world: DeployerWorld) -> None:
     shutil.rmtree(world.root / "models" / world.book.deployment(ONE).plan.triton_model)
+
+
+async def edit_the_engine(world: DeployerWorld) -> None:
+    with (world.root / "models" / world.book.deployment(ONE).plan.triton_model / "1" / "model.py").open("a") as file:
+        file.write("import os\n")
+
+
+async def add_a_file(world: DeployerWorld) -> None:
+    (world.root / "models" / world.book.deployment(ONE).plan.triton_model / "1" / "sitecustomize.py").touch()
 
 
 async def empty_redis(world: DeployerWorld) -> None:
@@ -66,9 +75,12 @@ async def half_remove(world: DeployerWorld) -> None:
     await world.book.write(JournalEntry(deployment=replace(world.book.deployment(ONE), state=State.DELETING)))
 
 
+CHANGED = Drift(ONE, "its repository entry was changed", "drained, written again, loaded again")
 DRIFTS = {
     unload: [Drift(ONE, "Triton does not serve it", "loaded again")],
     lose_entry: [Drift(ONE, "its repository entry is gone", "written again")],
+    edit_the_engine: [CHANGED],
+    add_a_file: [CHANGED],
     empty_redis: [Drift(ONE, "missing", "published again")],
     publish_otherwise: [Drift(ONE, "other", "published again")],
     publish_a_ghost: [Drift("deployments/ghost", "extra", "withdrawn")],
@@ -94,6 +106,53 @@ async def test_what_differs_is_told_and_repaired(world, harm):
     name = world.book.deployment(ONE).plan.triton_model
     assert (world.files(), world.triton.loaded) == (before, {name})
     assert set(world.publisher.records) == {ONE}
+
+
+async def test_a_changed_entry_is_loaded_anew_behind_what_is_in_flight(world):
+    await edit_the_engine(world)
+    world.publisher.history.clear()
+    loads = []
+    load = world.triton.load
+    world.triton.load = lambda name: loads.append(name) or load(name)
+    await world.reconcile.run(repair=True)
+    assert loads == [world.book.deployment(ONE).plan.triton_model]
+    assert world.publisher.history == [(ONE, State.DRAINING), (ONE, State.READY)]
+
+
+async def test_what_triton_lost_is_not_loaded_as_somebody_changed_it(world):
+    before = world.files()
+    file = world.root / "models" / world.book.deployment(ONE).plan.triton_model / "1" / "model.py"
+    sound = file.read_bytes()
+    await edit_the_engine(world)
+    world.triton.loaded.clear()
+    await world.keeper.repair()
+    assert (world.files(), file.read_bytes()) == (before, sound)
+
+
+async def test_another_release_of_the_deployer_is_no_drift(world, monkeypatch):
+    """It would write other files; those that lie there are those that were written."""
+    render = world.renderer.render
+    monkeypatch.setattr(world.renderer, "render", lambda plan: another(render(plan)))
+    assert await world.reconcile.run(repair=True) == []
+    await edit_the_engine(world)
+    assert await world.reconcile.run(repair=True) == [CHANGED]
+    assert await world.reconcile.run(repair=True) == []
+
+
+async def test_a_journal_of_an_older_release_knows_no_digest(world):
+    await world.book.write(JournalEntry(deployment=replace(world.book.deployment(ONE), entry_digest="")))
+    assert await world.reconcile.run(repair=True) == []
+
+
+async def test_what_python_compiled_is_no_drift(world):
+    folder = world.root / "models" / world.book.deployment(ONE).plan.triton_model / "1" / "__pycache__"
+    folder.mkdir()
+    (folder / "model.cpython-311.pyc").touch()
+    assert await world.reconcile.run(repair=True) == []
+
+
+def another(entry: RepositoryEntry) -> RepositoryEntry:
+    return replace(entry, files={**entry.files, "1/model.py": b"# of another release"})
 
 
 async def test_all_at_once(world):

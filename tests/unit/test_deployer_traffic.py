@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from uellm_deployer import decoding
 from uellm_deployer.app.creation import Creation, Strategy
 from uellm_deployer.app.operations import Request
+from uellm_deployer.app.ports import JournalEntry
 from uellm_deployer.domain.deployment import State
+from uellm_deployer.domain.shares import whole
 from uellm_deployer.encoding import record_message
 
 from tests.support.deployer import DeployerWorld, a_spec
-from uellm.rpc.errors import InvalidArgumentError, NotFoundError, UnavailableError
+from uellm.rpc.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, UnavailableError
 from uellm.v1 import deployer_pb2 as pb
 
 ONE, TWO = "deployments/one", "deployments/two"
@@ -71,6 +77,60 @@ async def test_shares_outlive_a_restart(world):
     await again.keeper.publish()
     assert published(again) == {ONE: 0.25, TWO: 0.75}
     again.repository.close()
+
+
+async def test_who_stays_takes_the_share_of_who_is_deleted(world):
+    await world.create("one")
+    await beside(world)
+    await world.delete(ONE)
+    assert published(world) == {TWO: 1.0}, "which had none, and is alone now"
+
+
+async def test_those_who_stay_keep_their_proportions(world):
+    await world.create("one")
+    await beside(world)
+    await beside(world, "three", context_tokens=512)
+    await world.traffic.set("smol", {ONE: 0.5, TWO: 0.1, "deployments/three": 0.4})
+    await world.delete(ONE)
+    assert published(world) == pytest.approx({TWO: 0.2, "deployments/three": 0.8})
+
+
+async def test_who_stays_takes_the_share_of_who_cannot_be_loaded_again(world):
+    await world.create("one")
+    await beside(world)
+    world.triton.loaded.discard(world.book.deployment(ONE).plan.triton_model)
+    world.faults.arm("load", FailedPreconditionError("x", "the weights are gone"))
+    await world.keeper.repair()
+    assert published(world) == {TWO: 1.0}
+
+
+async def test_a_share_is_handed_over_after_a_crash_too(world):
+    await world.create("one")
+    await beside(world)
+    await world.book.write(JournalEntry(deployment=replace(world.book.deployment(ONE), state=State.DRAINING)))
+    again = world.restarted()
+    await again.keeper.repair()
+    assert published(again) == {TWO: 1.0}
+    again.repository.close()
+
+
+async def test_the_share_is_that_of_the_moment_it_serves(world):
+    await world.create("one")
+    async with world.operations.changing:
+        await world.deletion.delete(ONE, "", Request("", ""), None)
+        creation = Creation("two", a_spec(max_batch_rows=4), Strategy.BESIDE)
+        await world.creation.create(creation, Request("", ""))
+    await asyncio.gather(*world.operations._tasks)
+    assert published(world) == {TWO: 1.0}
+
+
+@given(st.dictionaries(st.text("ab"), st.floats(0, 1), min_size=1))
+def test_shares_are_made_whole_in_their_proportions(shares):
+    made = whole(shares)
+    assert sum(made.values()) == pytest.approx(1)
+    assert whole(made) == pytest.approx(made)
+    if (total := sum(shares.values())) > 1e-3:
+        assert {name: share * total for name, share in made.items()} == pytest.approx(shares, abs=1e-5)
 
 
 async def test_what_could_not_be_published_is_later(world):

@@ -39,6 +39,7 @@ from uellm_deployer.app.book import Book, compacted
 from uellm_deployer.app.creation import CreateDeployment
 from uellm_deployer.app.host import RestartTriton
 from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.memory import MemoryWatch
 from uellm_deployer.app.monitor import Monitor
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.planning import Planning
@@ -62,13 +63,14 @@ class Application:
     operations: Operations
     keeper: Keeper
     monitor: Monitor
+    memory: MemoryWatch
     servicer: DeployerServicer
 
 
 def build(
     settings: DeployerSettings,
     repository: ModelRepository,
-    server: ModelServer,
+    triton: ModelServer,
     publisher: Publisher,
     feedback: Feedback,
     gauges: Gauges,
@@ -78,8 +80,10 @@ def build(
     book = Book(FileJournal(repository.root / "journal", compacted))
     clock = SystemClock()
     renderer: Renderer = TritonRenderer(repository.root, settings.repository_in_triton)
-    operations = Operations(book, clock, lambda: uuid.uuid4().hex)
     machine = Machine(Nvml.open())
+    memory = MemoryWatch(triton, book, machine, clock)
+    server: ModelServer = memory
+    operations = Operations(book, clock, lambda: uuid.uuid4().hex)
     host = host_of(settings)
     planning = Planning(book, SeenByTriton(machine, host), ModelFolders(), HelrPlanner())
     removal = Removal(book, repository, server, publisher, clock)
@@ -93,7 +97,7 @@ def build(
     adviser, window = Adviser(book, planning), settings.monitor_window_seconds
     monitor = Monitor(book, operations, adviser, machine, server, feedback, gauges, clock, window)
     servicer = DeployerServicer(book, planning, create, delete, traffic, rollback, reconcile, endpoint)
-    return Application(book, operations, keeper, monitor, servicer)
+    return Application(book, operations, keeper, monitor, memory, servicer)
 
 
 def host_of(settings: DeployerSettings) -> TritonHost:
@@ -130,7 +134,7 @@ async def serve_deployer(settings: DeployerSettings, repository: ModelRepository
             stack.push_async_callback(channel.close, None)
             await stack.enter_async_context(clock.following())
             stack.push_async_callback(app.operations.close)
-            await stack.enter_async_context(upkeep(app.keeper, app.monitor))
+            await stack.enter_async_context(upkeep(app.keeper, app.monitor, app.memory))
             await stack.enter_async_context(_closing_watches(app.book, stop))
             yield
 

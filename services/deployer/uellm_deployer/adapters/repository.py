@@ -15,6 +15,7 @@ from uellm_deployer.domain.names import engine_model, is_engine_model, is_triton
 
 # Triton may run as another user: it reads, and writes nothing.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+_COMPILED = "__pycache__"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
@@ -69,6 +70,13 @@ class ModelRepository:
         """The entries that are installed. What has no name of this deployer is none."""
         return frozenset(path.name for path in self.models.iterdir() if is_triton_model(path.name) and path.is_dir())
 
+    async def read(self, name: str) -> RepositoryEntry:
+        """An installed entry as it lies there; without files if there is none.
+
+        Python writes what it compiled beside the sources where it may: that is not counted.
+        """
+        return await asyncio.to_thread(self._read, name)
+
     async def stage(self, entry: RepositoryEntry) -> None:
         """Write an entry beside the repository, down to the disk."""
         await asyncio.to_thread(self._stage, entry)
@@ -88,6 +96,11 @@ class ModelRepository:
         """Take an entry away, staged or installed; nothing if there is none."""
         for model in (name, engine_model(name)):
             await asyncio.to_thread(self._remove, model)
+
+    def _read(self, name: str) -> RepositoryEntry:
+        folder = _inside(self.models, name)
+        files = [path for path in folder.rglob("*") if path.is_file() and _COMPILED not in path.parts]
+        return RepositoryEntry(name, {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
 
     def _stage(self, entry: RepositoryEntry) -> None:
         if entry.engine is not None:

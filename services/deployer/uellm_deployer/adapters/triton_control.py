@@ -67,10 +67,12 @@ class TritonControl:
 
     async def _load(self, name: str) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        deadline = time.monotonic() + self._times.load
         try:
-            await self._control(self._stub.RepositoryModelLoad, request, self._times.load_call)
+            limit = min(self._times.load_call, self._times.load)
+            await self._control(self._stub.RepositoryModelLoad, request, limit)
         except (UnavailableError, TimeoutError):
-            await self._await_load(name)  # the call ended, the load may go on: only the index knows
+            await self._await_load(name, deadline)  # the call ended, the load may go on: only the index knows
         except FailedPreconditionError as error:
             _, reason = (await self._index()).get(name, ("", ""))
             raise _not_loaded(name, reason or error.message) from None
@@ -90,10 +92,11 @@ class TritonControl:
         except TimeoutError:
             pass  # as for a load
         deadline = time.monotonic() + self._times.unload
-        while (await self._index()).get(name, ("", ""))[0] not in _GONE:
+        while (state := (await self._index()).get(name, ("", ""))[0]) not in _GONE:
             if time.monotonic() >= deadline:
+                why = "it still loads it" if state == "LOADING" else "a request still holds it"
                 raise UnavailableError(
-                    f"Triton has not unloaded {name} within {self._times.unload:g} s: a request still holds it. "
+                    f"Triton has not unloaded {name} within {self._times.unload:g} s: {why}. "
                     "It is tried again; restarting Triton frees it for certain.",
                     reason=UNLOAD_TIMEOUT,
                 )
@@ -137,8 +140,7 @@ class TritonControl:
             return True  # busy
         return True
 
-    async def _await_load(self, name: str) -> None:
-        deadline = time.monotonic() + self._times.load
+    async def _await_load(self, name: str, deadline: float) -> None:
         while time.monotonic() < deadline:
             state, reason = (await self._index()).get(name, ("", ""))
             if state == "READY":

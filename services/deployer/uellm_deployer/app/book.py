@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from uellm.rpc.errors import NotFoundError
 from uellm_deployer.app.ports import Journal, JournalEntry
 from uellm_deployer.domain.deployment import Deployment, Operation
+from uellm_deployer.domain.leak import Leak
 from uellm_deployer.domain.recommendation import Recommendation
 
 KEPT_OPERATIONS = 256
@@ -40,6 +41,8 @@ class Book:
         """Those that were replaced and are gone, the last ones, oldest first."""
         self.recommendations: dict[str, Recommendation] = {}
         """By resource name; found anew after a start, so not in the journal."""
+        self.leaks: dict[tuple[str, str], Leak] = {}
+        """Memory that did not come back, by Triton model and device."""
         for entry in journal.entries():
             self._apply(entry)
 
@@ -77,6 +80,13 @@ class Book:
             raise NotFoundError("operation", name)
         return self.operations[name]
 
+    def leaked(self, triton_models: Iterable[str]) -> str:
+        """What is to be added to a message about these models: nothing, or what they leak."""
+        models = set(triton_models)
+        return "".join(
+            f"; {one.triton_model} {one.difference}" for one in self.leaks.values() if one.triton_model in models
+        )
+
     def requested(self, request_id: str) -> Operation | None:
         """The operation that a request id began."""
         return next((op for op in self.operations.values() if request_id and op.request_id == request_id), None)
@@ -108,7 +118,7 @@ class Book:
         return replace(deployment, revision=before.revision + 1 if before else deployment.revision + 1)
 
     def _apply(self, entry: JournalEntry) -> None:
-        fold(self.deployments, self.former, self.operations, entry)
+        fold(self.deployments, self.former, self.operations, self.leaks, entry)
         self.recommendations.pop(entry.removed, None)
 
 
@@ -116,9 +126,14 @@ def fold(
     deployments: dict[str, Deployment],
     former: dict[str, Deployment],
     operations: dict[str, Operation],
+    leaks: dict[tuple[str, str], Leak],
     entry: JournalEntry,
 ) -> None:
     """Make one entry so; forgets the oldest finished operations and replaced deployments."""
+    if entry.leak is not None:
+        leaks.pop((entry.leak.triton_model, entry.leak.device_id), None)
+        if entry.leak.lost_bytes:
+            leaks[entry.leak.triton_model, entry.leak.device_id] = entry.leak
     if entry.deployment is not None:
         deployments[entry.deployment.name] = entry.deployment
     if entry.removed:
@@ -140,10 +155,12 @@ def compacted(entries: Iterable[JournalEntry]) -> list[JournalEntry]:
     deployments: dict[str, Deployment] = {}
     former: dict[str, Deployment] = {}
     operations: dict[str, Operation] = {}
+    leaks: dict[tuple[str, str], Leak] = {}
     for entry in entries:
-        fold(deployments, former, operations, entry)
+        fold(deployments, former, operations, leaks, entry)
     return [
         *(JournalEntry(deployment=deployment, removed=deployment.name) for deployment in former.values()),
         *(JournalEntry(deployment=deployment) for deployment in deployments.values()),
         *(JournalEntry(operation=operation) for operation in operations.values()),
+        *(JournalEntry(leak=leak) for leak in leaks.values()),
     ]

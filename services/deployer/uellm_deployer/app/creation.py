@@ -14,6 +14,7 @@ from uellm_deployer.app.operations import Operations, Progress, Request
 from uellm_deployer.app.planning import Planning
 from uellm_deployer.app.ports import Clock, EngineReport, JournalEntry, ModelServer, Publisher, Renderer, Repository
 from uellm_deployer.app.removal import Removal
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.app.unit_of_work import UnitOfWork
 from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State, Strategy
 from uellm_deployer.domain.names import default_deployment_id
@@ -94,10 +95,18 @@ class CreateDeployment:
                 return await self._create(progress, deployment, creation.strategy)
 
             return await self._operations.begin(
-                OperationKind.CREATE, deployment.name, request, body, created=deployment
+                OperationKind.CREATE, deployment.name, request, body, self._touched(deployment), created=deployment
             )
 
+    def _touched(self, deployment: Deployment) -> frozenset[str]:
+        """With what serves the queue, or will before it is this one's turn, and may have to go."""
+        queue = deployment.plan.spec.queue
+        others = [one for one in self._book.deployments.values() if one.plan.spec.queue == queue]
+        return things_of(deployment, *(one for one in others if one.state is not State.FAILED))
+
     def _check_free(self, name: str, plan: DeploymentPlan) -> None:
+        if self._operations.is_active(name):
+            raise AlreadyExistsError("deployment", name, f"an operation on {name} runs; wait for its end")
         for other in self._book.deployments.values():
             if other.state is State.FAILED:
                 continue
@@ -118,19 +127,21 @@ class CreateDeployment:
             async with work:
                 if strategy is Strategy.RECREATE:
                     await self._clear_the_way(progress, deployment, work)
-                await self._put_in_place(progress, deployment, work)
+                await self._put_in_place(progress, deployment, work, replaces=strategy is not Strategy.BESIDE)
         except BaseException as error:
             await self._record_failure(progress, deployment, error, work.left_behind)
             raise
-        if strategy is not Strategy.BESIDE:
-            await self._retire_predecessors(progress, deployment)
-        return f"{deployment.name} serves {deployment.plan.spec.model}"
+        retired = await self._retire_predecessors(progress, deployment)
+        return f"{deployment.name} serves {deployment.plan.spec.model}{self._book.leaked(retired)}"
 
-    async def _put_in_place(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
+    async def _put_in_place(
+        self, progress: Progress, deployment: Deployment, work: UnitOfWork, *, replaces: bool
+    ) -> None:
         plan, name = deployment.plan, deployment.plan.triton_model
         await progress.at(Stage.STAGE, f"writing the repository entry {name}")
         work.on_rollback("remove the repository entry", lambda: self._repository.remove(name))
-        await self._repository.stage(self._renderer.render(plan))
+        entry = self._renderer.render(plan)
+        await self._repository.stage(entry)
 
         await progress.at(Stage.PREFLIGHT, "checking free memory")
         await self._planning.preflight(plan, unloaded=self._removal.aside)
@@ -145,16 +156,20 @@ class CreateDeployment:
         check_report(plan, report)
 
         await progress.at(Stage.SWITCH, "publishing")
+        old = self._predecessors(plan.spec, besides=deployment.name)
         ready = replace(
             deployment,
             state=State.READY,
             measured_kv_bytes_per_token=report.kv_bytes_per_token,
             measured_step_seconds=report.step_seconds,
             measured_kv_budget_bytes=report.kv_budget_bytes,
+            entry_digest=entry.digest,
+            # Who serves the queue may have changed since it was asked for.
+            traffic_share=0.0 if old and not replaces else 1.0,
         )
         work.on_rollback("withdraw", lambda: self._publisher.withdraw(ready.name))
         await self._publisher.publish(ready)
-        await self._book.write(JournalEntry(progress.operation, ready))
+        await progress.switched(ready, tuple(one.name for one in old if replaces))
         work.commit()
 
     async def _clear_the_way(self, progress: Progress, deployment: Deployment, work: UnitOfWork) -> None:
@@ -171,14 +186,16 @@ class CreateDeployment:
         await self._server.load(old.plan.triton_model)
         await self._publisher.publish(old)
 
-    async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> None:
-        """The new one serves: what fails now is left to the keeper, which finishes removals."""
-        for old in self._predecessors(deployment.plan.spec, besides=deployment.name):
+    async def _retire_predecessors(self, progress: Progress, deployment: Deployment) -> list[str]:
+        """The new one serves: what fails now is left to the keeper, which finishes removals. Returns Triton models."""
+        predecessors = [self._book.deployment(name) for name in progress.operation.replaces]
+        for old in predecessors:
             try:
                 await self._removal.remove(progress, old, replaced_by=deployment.name)
             except UellmError as error:
                 log.warning("old deployment not removed yet", deployment=old.name, error=error.message)
             self._removal.aside.discard(old.name)
+        return [old.plan.triton_model for old in predecessors]
 
     async def _record_failure(
         self, progress: Progress, deployment: Deployment, error: BaseException, left_behind: list[str]

@@ -1,16 +1,18 @@
-"""Long-running operations: one at a time, their progress in the journal."""
+"""Long-running operations, those that touch the same devices one at a time; their progress in the journal."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 
 import structlog
 
 from uellm.rpc.errors import AlreadyExistsError, UellmError
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.ports import Clock, JournalEntry
+from uellm_deployer.app.turns import EVERYTHING, Turns
 from uellm_deployer.domain.deployment import Deployment, Failure, Operation, OperationKind, Stage
 
 log = structlog.get_logger(__name__)
@@ -41,6 +43,11 @@ class Progress:
         self.operation = self.operation.at(stage, message, percent)
         await self._book.write(JournalEntry(self.operation, deployment))
 
+    async def switched(self, deployment: Deployment, replaces: tuple[str, ...]) -> None:
+        """The deployment serves, and those that it replaces are to go: with one entry, whatever happens next."""
+        self.operation = replace(self.operation, replaces=replaces)
+        await self._book.write(JournalEntry(self.operation, deployment))
+
     async def roll_back(self) -> None:
         """The step after a failure."""
         self.failed_in = self.operation.stage
@@ -57,7 +64,7 @@ Body = Callable[[Progress], Awaitable[str]]
 
 
 class Operations:
-    """Starts operations; they change the repository one after the other."""
+    """Starts operations; those that share a device or a queue run in the order of their arrival."""
 
     def __init__(self, book: Book, clock: Clock, new_id: Callable[[], str]) -> None:
         self._book = book
@@ -65,8 +72,13 @@ class Operations:
         self._new_id = new_id
         self._active: dict[str, str] = {}  # operation -> deployment
         self._tasks: set[asyncio.Task[None]] = set()
-        self.changing = asyncio.Lock()
-        """Held by whoever changes Triton or its repository."""
+        self.turns = Turns()
+        """To be taken by whoever changes Triton or its repository."""
+
+    @property
+    def changing(self) -> AbstractAsyncContextManager[None]:
+        """For whoever may change anything: no operation runs in the block."""
+        return self.turns.of(EVERYTHING)
 
     def repeated(self, request: Request) -> Operation | None:
         """The operation that the request began before; AlreadyExistsError if it was another request."""
@@ -82,9 +94,18 @@ class Operations:
         return deployment in self._active.values()
 
     async def begin(
-        self, kind: OperationKind, deployment: str, request: Request, body: Body, created: Deployment | None = None
+        self,
+        kind: OperationKind,
+        deployment: str,
+        request: Request,
+        body: Body,
+        touched: frozenset[str],
+        created: Deployment | None = None,
     ) -> Operation:
-        """Note the operation, with the deployment that it creates if it does, and start it in the background."""
+        """Note the operation, with the deployment that it creates if it does, and start it in the background.
+
+        It runs behind those that began before it and touch any of the same things.
+        """
         name = f"operations/{self._new_id()}"
         operation = Operation(name, kind, deployment, self._clock.now(), request.id, request.digest)
         self._active[name] = deployment  # before it can be seen, lest the keeper takes it for a left-over
@@ -93,7 +114,7 @@ class Operations:
         except BaseException:
             del self._active[name]
             raise
-        task = asyncio.create_task(self._run(Progress(self._book, operation), body), name=name)
+        task = asyncio.create_task(self._run(Progress(self._book, operation), body, touched), name=name)
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._ended(task, name))
         return operation
@@ -109,10 +130,10 @@ class Operations:
         self._tasks.discard(task)
         del self._active[name]
 
-    async def _run(self, progress: Progress, body: Body) -> None:
+    async def _run(self, progress: Progress, body: Body, touched: frozenset[str]) -> None:
         operation = progress.operation
         try:
-            async with self.changing:
+            async with self.turns.of(touched):
                 message = await body(progress)
         except asyncio.CancelledError:
             await progress.done("stopped", Failure("ABORTED", "SHUTDOWN", "the deployer was stopped meanwhile"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from uellm.rpc.errors import ResourceExhaustedError
 from uellm_deployer.app.book import Book
@@ -24,10 +25,13 @@ class Planning:
         self._source = source
         self._library = library
         self._planner = planner
+        self._before_load: dict[str, dict[str, int]] = {}  # Triton model -> bytes that were free, by device
 
     async def topology(self) -> Topology:
-        """The machine as it is now."""
-        return await self._source.read()
+        """The machine as it is now; its warnings name the memory that unloads did not give back."""
+        found = await self._source.read()
+        leaks = [f"{leak.triton_model} {leak.difference}" for leak in self._book.leaks.values()]
+        return replace(found, warnings=(*found.warnings, *leaks))
 
     async def available(self, leaving: Iterable[Deployment] = ()) -> Topology:
         """The machine as `plan` sees it: less what the deployments on it may grow into."""
@@ -85,7 +89,9 @@ class Planning:
             for deployment in self._book.deployments.values()
             if deployment.state not in (State.CREATING, State.FAILED) and deployment.name not in unloaded
         ]
-        topology = (await self._source.read()).with_promised(_growth(loaded))
+        found = await self._source.read()
+        self._before_load[plan.triton_model] = {device.id: device.free_memory_bytes for device in found.devices}
+        topology = found.with_promised(_growth(loaded))
         for device_id, needed in plan.needs.items():
             device = topology.device(device_id)
             free = device.free_memory_bytes if device else 0
@@ -101,12 +107,27 @@ class Planning:
         """The machine less what the deployments on it may grow into; those that leave give back their weights."""
         names = {deployment.name for deployment in leaving}
         staying = [deployment for deployment in self._book.deployments.values() if deployment.name not in names]
+        topology = await self._source.read()
         changes = _growth(staying)
+        self._count_once(changes, staying, topology)
         for deployment in leaving:
             for stage in deployment.plan.stages:
                 for device in stage.device_ids:
                     changes[device] = changes.get(device, 0) - stage.weight_bytes
-        return (await self._source.read()).with_promised(changes)
+        return topology.with_promised(changes)
+
+    def _count_once(self, growth: dict[str, int], deployments: Iterable[Deployment], topology: Topology) -> None:
+        """Weights that are being loaded show as used already, so far: take them off what is still to come."""
+        creating = [one for one in deployments if one.state is State.CREATING]
+        models = {one.plan.triton_model for one in creating}
+        self._before_load = {name: free for name, free in self._before_load.items() if name in models}
+        for one in creating:
+            before = self._before_load.get(one.plan.triton_model, {})
+            for stage in one.plan.stages:
+                for device_id in stage.device_ids:
+                    device = topology.device(device_id)
+                    taken = before.get(device_id, 0) - (device.free_memory_bytes if device else 0)
+                    growth[device_id] -= min(max(0, taken), stage.weight_bytes)
 
 
 def _growth(deployments: Iterable[Deployment]) -> dict[str, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from uellm_deployer.domain.deployment import Deployment, Operation
 from uellm_deployer.domain.facts import ModelShape
+from uellm_deployer.domain.leak import Leak
 from uellm_deployer.domain.plan import DeploymentPlan
 from uellm_deployer.domain.topology import Topology
 
@@ -23,6 +25,8 @@ class JournalEntry:
     deployment: Deployment | None = None
     removed: str = ""
     """Resource name of a deployment that is gone for good."""
+    leak: Leak | None = None
+    """Memory that is lost, or has come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,15 @@ class RepositoryEntry:
     files: Mapping[str, bytes]
     engine: RepositoryEntry | None = None
     """A second Triton model that this one speaks to, `engine_model(name)`: it comes before it and goes after it."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all paths and contents."""
+        digest = hashlib.sha256()
+        for path in sorted(self.files):
+            for part in (path.encode(), self.files[path]):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,9 @@ class Repository(Protocol):
 
     def contains(self, name: str) -> bool:
         """Whether the entry is installed."""
+
+    async def read(self, name: str) -> RepositoryEntry:
+        """An installed entry as it lies there; without files if there is none."""
 
     def entries(self) -> frozenset[str]:
         """The entries that are installed."""

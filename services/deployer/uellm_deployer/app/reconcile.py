@@ -70,7 +70,7 @@ class Reconcile:
         """
         async with self._operations.changing:
             found = [await self._restarted(repair=repair)] if restart else []
-            for look in (self._deployments, self._entries, self._models, self._records):
+            for look in (self._deployments, self._entries, self._models, self._records, self._leaks):
                 async for drift, mend in look():
                     if repair:
                         await mend()
@@ -90,7 +90,10 @@ class Reconcile:
         for one in self._serving():
             if not self._repository.contains(one.plan.triton_model):
                 drift = Drift(one.name, "its repository entry is gone", "written again")
-                yield drift, partial(self._keeper.write_entry, one)
+                yield drift, partial(self._write_entry, one)
+            elif not await self._keeper.entry_is_sound(one):
+                drift = Drift(one.name, "its repository entry was changed", "drained, written again, loaded again")
+                yield drift, partial(self._keeper.restore, one)
 
     async def _entries(self) -> AsyncIterator[tuple[Drift, Repair]]:
         for name in sorted(self._repository.entries() - self._known()):
@@ -119,6 +122,10 @@ class Reconcile:
             else:
                 yield Drift(name, difference, "withdrawn"), partial(self._publisher.withdraw, name)
 
+    async def _leaks(self) -> AsyncIterator[tuple[Drift, Repair]]:
+        for leak in self._book.leaks.values():
+            yield Drift(leak.triton_model, leak.difference, ""), _nothing
+
     def _serving(self) -> list[Deployment]:
         """Those that are wanted to serve."""
         return [one for one in list(self._book.deployments.values()) if one.state is State.READY]
@@ -128,6 +135,9 @@ class Reconcile:
         return frozenset(
             one.plan.triton_model for one in self._book.deployments.values() if one.state is not State.FAILED
         )
+
+    async def _write_entry(self, deployment: Deployment) -> None:
+        await self._keeper.write_entry(deployment)
 
     async def _discard(self, name: str) -> None:
         await self._server.unload(name)

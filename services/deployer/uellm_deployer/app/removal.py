@@ -8,7 +8,9 @@ from uellm.rpc.errors import AbortedError, FailedPreconditionError
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.operations import Operations, Progress, Request
 from uellm_deployer.app.ports import Clock, JournalEntry, ModelServer, Publisher, Repository
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.domain.deployment import Deployment, Operation, OperationKind, Stage, State
+from uellm_deployer.domain.shares import whole
 
 DRAIN_POLL_SECONDS = 0.1
 
@@ -39,12 +41,29 @@ class Removal:
         if deployment.state is not State.FAILED:
             deployment = replace(deployment, state=State.DRAINING)
             await progress.at(Stage.DRAIN, f"waiting for what is in flight on {deployment.name}", deployment)
+            await self.hand_over(deployment)
             drained = await self.drain(deployment, drain_timeout)
         deployment = replace(deployment, state=State.DELETING)
         await progress.at(Stage.UNLOAD, f"unloading {deployment.plan.triton_model}", deployment)
         await self.finish(deployment)
         cut = "" if drained else "; what was still in flight after the drain time-out was cut off"
-        return f"{deployment.name} is removed{cut}"
+        return f"{deployment.name} is removed{cut}{self._book.leaked([deployment.plan.triton_model])}"
+
+    async def hand_over(self, leaving: Deployment) -> None:
+        """Its share goes to those that serve its queue on, in their proportions. May be repeated."""
+        if leaving.replaced_by:
+            return  # who took over has it
+        queue = leaving.plan.spec.queue
+        staying = {
+            one.name: one
+            for one in self._book.deployments.values()
+            if one.state is State.READY and one.plan.spec.queue == queue and one.name != leaving.name
+        }
+        shares = whole({name: one.traffic_share for name, one in staying.items()}) if staying else {}
+        for name, one in staying.items():
+            if one.traffic_share != shares[name]:
+                await self._book.write(JournalEntry(deployment=replace(one, traffic_share=shares[name])))
+                await self._publisher.publish(self._book.deployment(name))
 
     async def drain(self, deployment: Deployment, limit_seconds: float | None = None) -> bool:
         """Publish DRAINING and wait until nothing is in flight; returns whether that came in time."""
@@ -101,4 +120,4 @@ class DeleteDeployment:
         async def body(progress: Progress) -> str:
             return await self._removal.remove(progress, self._book.deployment(name), drain_timeout)
 
-        return await self._operations.begin(OperationKind.DELETE, name, request, body)
+        return await self._operations.begin(OperationKind.DELETE, name, request, body, things_of(deployment))

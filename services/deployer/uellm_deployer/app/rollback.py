@@ -29,7 +29,8 @@ class RollbackDeployment:
             return before
         former = self._replaced_by_what_serves(model)
         name = former.name.removeprefix("deployments/")
-        taken = former.name in self._book.deployments
+        holder = self._book.deployments.get(former.name)
+        taken = holder is not None and holder.state is not State.FAILED
         return await self._create.create(Creation("" if taken else name, former.plan.spec), request)
 
     def _replaced_by_what_serves(self, model: str) -> Deployment:

@@ -10,10 +10,9 @@ from uellm.rpc.errors import FieldViolation, InvalidArgumentError, NotFoundError
 from uellm_deployer.app.book import Book
 from uellm_deployer.app.operations import Operations
 from uellm_deployer.app.ports import JournalEntry, Publisher
+from uellm_deployer.app.turns import things_of
 from uellm_deployer.domain.deployment import Deployment, State
-
-TOLERANCE = 1e-6
-"""By which shares may miss a sum of 1."""
+from uellm_deployer.domain.shares import TOLERANCE
 
 
 class SetTraffic:
@@ -32,7 +31,9 @@ class SetTraffic:
             InvalidArgumentError: a share is missing or of none of them, or those of a queue do not sum to 1.
             UnavailableError: Redis does not answer. The shares are kept, and published later.
         """
-        async with self._operations.changing:
+        of_model = [one for one in self._book.deployments.values() if one.plan.spec.model == model]
+        queues = frozenset(thing for thing in things_of(*of_model) if thing.startswith("queues/"))
+        async with self._operations.turns.of(queues):
             serving = {
                 one.name: one
                 for one in sorted(self._book.deployments.values(), key=lambda one: one.name)

@@ -10,6 +10,7 @@ import structlog
 
 from uellm.rpc.errors import UellmError
 from uellm_deployer.app.keeper import Keeper
+from uellm_deployer.app.memory import MemoryWatch
 from uellm_deployer.app.monitor import Monitor
 
 log = structlog.get_logger(__name__)
@@ -22,12 +23,13 @@ RETRY_SECONDS = 0.5
 
 
 @contextlib.asynccontextmanager
-async def upkeep(keeper: Keeper, monitor: Monitor) -> AsyncIterator[None]:
-    """Repair, publish and look again and again while the block runs."""
+async def upkeep(keeper: Keeper, monitor: Monitor, memory: MemoryWatch) -> AsyncIterator[None]:
+    """Repair and publish, look at load and at memory that has come back, again and again while the block runs."""
     rounds = [
         asyncio.create_task(_repeat("repair", keeper.repair, REPAIR_SECONDS)),
         asyncio.create_task(_repeat("publish", keeper.publish, PUBLISH_SECONDS)),
         asyncio.create_task(_repeat("monitor", monitor.look, monitor.interval_seconds)),
+        asyncio.create_task(_repeat("memory", memory.look, REPAIR_SECONDS)),
     ]
     try:
         yield

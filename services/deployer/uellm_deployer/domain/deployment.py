@@ -89,6 +89,9 @@ class Deployment:
     measured_kv_budget_bytes: int = 0
     """What the engine's cache really holds; 0: the engine does not allocate it beforehand."""
 
+    entry_digest: str = ""
+    """Of its repository entry as it was written; empty: not known."""
+
     @property
     def etag(self) -> str:
         """Changes with every change."""
@@ -119,6 +122,8 @@ class Operation:
     message: str = ""
     done: bool = False
     failure: Failure | None = None
+    replaces: tuple[str, ...] = ()
+    """Resource names of the deployments that go now that the created one serves."""
 
     def at(self, stage: Stage, message: str, percent: int | None = None) -> Operation:
         """The same, one step further."""
