@@ -169,20 +169,12 @@ def _traffic(made: Deployment, together: Sequence[Deployment], default_model: st
 
 def _advise_after_removal(client: Client, left: Deployment) -> None:
     spec = left.plan.spec
-    remaining = [
-        one for one in serving(client.deployments(), spec.model) if one.plan.spec.queue_shard == spec.queue_shard
-    ]
-    if not remaining:
+    others = serving(client.deployments(), spec.model)
+    if not any(one.plan.spec.queue_shard == spec.queue_shard for one in others):
         print_line(
             stderr,
             f"[dim]nothing serves {escape(spec.model)} any more: what waits ends as withdrawn after 60 s, unless "
             "another deployment comes[/]",
-        )
-    elif not any(one.record.traffic_share for one in remaining):
-        names = " ".join(f"{short(one.name)}={1 / len(remaining):.9g}" for one in remaining)
-        print_line(
-            stderr,
-            f"[yellow]what is left has no share of the traffic:[/] uellm traffic --model {escape(spec.model)} {names}",
         )
 
 
