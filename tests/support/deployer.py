@@ -108,6 +108,8 @@ class FakeTriton:
         self._repository = repository
         self._faults = faults
         self.loaded: set[str] = set()
+        self.most_loaded: int | None = None
+        """Loads beyond fail."""
         self.busy = 0
         self.report = EngineReport(SHAPE.facts(4).weight_bytes, SHAPE.facts(4).kv_bytes_per_token, 0.09)
 
@@ -119,6 +121,8 @@ class FakeTriton:
         self._faults.strike("load")
         if not self._repository.contains(name):
             raise FailedPreconditionError(name, f"{name} is not in the repository")
+        if self.most_loaded is not None and len(self.loaded) >= self.most_loaded:
+            raise FailedPreconditionError(name, "no more", reason="LOAD_FAILED")
         self.loaded.add(name)
         self._faults.strike("load late")
 

@@ -9,8 +9,10 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from uellm_deployer.app.ports import EngineReport
 
 from tests.support.command_line import Run, ask
+from tests.support.deployer import CPU, SHAPE, gpu, machine
 from tests.support.deployer_server import DeployerServer
 from uellm.cli.deploy import read_generation
 from uellm.cli.values import show_age
@@ -31,7 +33,7 @@ def one_line(text: str) -> str:
 
 def ready(run: Run) -> dict[str, float]:
     """Traffic share by name, as `uellm deployments --json` has it."""
-    found = json.loads(run("deployments", "--json")[1])["deployments"]
+    found = [one for one in json.loads(run("deployments", "--json")[1])["deployments"] if "record" in one]
     return {one["name"].removeprefix("deployments/"): one["record"].get("traffic_share", 0.0) for one in found}
 
 
@@ -106,6 +108,48 @@ def test_a_canary_gets_the_share_that_is_proposed(uellm: Run) -> None:
     uellm("traffic", "--model", "smol", "main=1", "shard=1", "canary=0")
     uellm("undeploy", "main")
     assert ready(uellm) == {"shard": 1.0, "canary": 1.0}, "who is left takes what the other had"
+
+
+def test_copies_lie_on_devices_of_their_own_and_share_the_traffic(uellm: Run, asked_deployer: Deployer) -> None:
+    asked_deployer.world.machine.topology = machine(gpu("GPU-a"), gpu("GPU-b"), CPU)
+    asked_deployer.world.triton.report = EngineReport(
+        SHAPE.facts(2).weight_bytes, SHAPE.facts(2).kv_bytes_per_token, 0.01
+    )
+    uellm("deploy", FOLDER, "--id", "old")
+    status, out, _ = uellm("deploy", FOLDER, "--id", "new", "--copies", 2, "--concurrency", 4)
+    assert status == 0
+    lines = [line.partition(",")[0] for line in out.splitlines()]
+    assert lines[:2] == ["new-1: layers 0-29 on GPU-a", "new-2: layers 0-29 on GPU-b"]
+    assert out.splitlines()[2] == "each has 1/2 of the traffic of smol"
+    assert ready(uellm) == {"new-1": 0.5, "new-2": 0.5}
+
+    status, _, err = uellm("deploy", FOLDER, "--id", "more", "--copies", 2, "--strategy", "beside", "--concurrency", 5)
+    assert status == 0
+    assert "they get no traffic yet" in err
+    assert ready(uellm) == {"new-1": 0.5, "new-2": 0.5, "more-1": 0.0, "more-2": 0.0}
+
+
+def test_more_copies_than_there_is_room_for(uellm: Run) -> None:
+    status, _, err = uellm("deploy", FOLDER, "--copies", 2)
+    assert status == 1
+    assert "two copies never have the same plan" in one_line(err)
+    assert ready(uellm) == {}
+    for option in ("--no-wait", "--validate-only", "--strategy=recreate"):
+        status, _, err = uellm("deploy", FOLDER, "--copies", 2, option)
+        assert status == 2
+        assert "goes with neither" in one_line(err)
+
+
+def test_copies_that_were_made_before_one_failed_stay(uellm: Run, asked_deployer: Deployer) -> None:
+    world = asked_deployer.world
+    world.machine.topology = machine(gpu("GPU-a"), gpu("GPU-b"), CPU)
+    world.triton.report = EngineReport(SHAPE.facts(2).weight_bytes, SHAPE.facts(2).kv_bytes_per_token, 0.01)
+    world.triton.most_loaded = 1
+    status, out, err = uellm("deploy", FOLDER, "--id", "new", "--copies", 2)
+    assert status == 1
+    assert out.startswith("new-1: ")
+    assert "1 of 2 copies serve" in one_line(err)
+    assert ready(uellm) == {"new-1": 1.0}
 
 
 def test_a_successor_and_the_way_back(uellm: Run) -> None:

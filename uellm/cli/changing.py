@@ -83,6 +83,10 @@ def deploy(
     ] = Strategy.BLUE_GREEN,
     first_token_slo: FirstTokenSlo = None,
     output_token_slo: OutputTokenSlo = None,
+    copies: Annotated[
+        int,
+        typer.Option(min=1, max=64, help="So many deployments, planned together, with equal shares of the traffic."),
+    ] = 1,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Plan and check; nothing changes.")] = False,
     no_wait: NoWait = False,
     timeout: Timeout = None,
@@ -104,7 +108,14 @@ def deploy(
         output_token_slo, max_tokens, shard, generation,
     )  # fmt: skip
     how = command.How(identifier, strategy.in_client, validate_only)
+    if copies > 1 and (validate_only or no_wait or strategy is Strategy.RECREATE):
+        raise typer.BadParameter("goes with neither --validate-only nor --no-wait nor recreate", param_hint="--copies")
     with naming(ARGUMENTS):
+        if copies > 1:
+            from uellm.cli.copies import deploy_copies
+
+            wait = Wait(seconds=timeout, as_json=as_json)
+            raise typer.Exit(deploy_copies(state, asked, identifier, strategy.in_client, copies, wait))
         raise typer.Exit(command.deploy(state, asked, how, Wait(no_wait, timeout, as_json)))
 
 

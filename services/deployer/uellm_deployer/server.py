@@ -28,7 +28,7 @@ _DEFAULT_PAGE, _MAX_PAGE = 50, 1000
 
 
 class DeployerServicer(DeployerServiceServicer):
-    """`uellm.v1.DeployerService`. Methods that are missing here answer UNIMPLEMENTED."""
+    """`uellm.v1.DeployerService`."""
 
     def __init__(
         self,
