@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import redis
 
 from tests.support import rpc
 from tests.support.length_model import HashModel
@@ -50,6 +51,14 @@ async def channel(server: rpc.Running) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to it."""
     async with open_channel(server.target) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def emptied_redis(redis_server: EmbeddedRedis) -> EmbeddedRedis:
+    """The embedded Redis, without what the tests of other files left in it."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def deployer(tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis) -> Iterator[Deployer]:
+def deployer(tmp_path_factory: pytest.TempPathFactory, emptied_redis: EmbeddedRedis) -> Iterator[Deployer]:
     folder = tmp_path_factory.mktemp("repository")
     triton = start_triton(folder)
     try:
-        with Deployer(folder, triton, redis_server.url) as deployer:
+        with Deployer(folder, triton, emptied_redis.url) as deployer:
             deployer.process.wait_ready(LIMIT_SECONDS)
             yield deployer
     finally:

@@ -122,7 +122,7 @@ def metrics_address() -> str:
 
 @pytest.fixture(scope="module")
 def deployer(
-    tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis, metrics_address: str
+    tmp_path_factory: pytest.TempPathFactory, emptied_redis: EmbeddedRedis, metrics_address: str
 ) -> Iterator[Deployer]:
     folder = tmp_path_factory.mktemp("repository")
     triton = start_triton(folder)
@@ -130,7 +130,7 @@ def deployer(
         patch.setenv("UELLM_METRICS_LISTEN", metrics_address)
         patch.setenv("UELLM_MONITOR_WINDOW_SECONDS", str(WINDOW_SECONDS))
         try:
-            with Deployer(folder, triton, redis_server.url) as deployer:
+            with Deployer(folder, triton, emptied_redis.url) as deployer:
                 deployer.process.wait_ready(LIMIT_SECONDS)
                 yield deployer
         finally:

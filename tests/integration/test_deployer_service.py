@@ -137,8 +137,8 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedTriton]
 
 
 @pytest.fixture(scope="module")
-def deployer(triton: EmbeddedTriton, redis_server: EmbeddedRedis) -> Iterator[Deployer]:
-    with Deployer(triton.options.repository.parent, triton, redis_server.url) as deployer:
+def deployer(triton: EmbeddedTriton, emptied_redis: EmbeddedRedis) -> Iterator[Deployer]:
+    with Deployer(triton.options.repository.parent, triton, emptied_redis.url) as deployer:
         deployer.process.wait_ready(LIMIT_SECONDS)
         yield deployer
 

@@ -25,12 +25,12 @@ STRIDE = 1 if os.environ.get("UELLM_KILLS") == "all" else 13
 
 
 @pytest.fixture(scope="module")
-def deployer(tmp_path_factory: pytest.TempPathFactory, redis_server: EmbeddedRedis) -> Iterator[KilledDeployer]:
+def deployer(tmp_path_factory: pytest.TempPathFactory, emptied_redis: EmbeddedRedis) -> Iterator[KilledDeployer]:
     folder = tmp_path_factory.mktemp("killed")
     weights = make_tiny_model(tmp_path_factory.mktemp("weights") / "tiny")
     triton = start_triton(folder)
     try:
-        with KilledDeployer(folder, triton, redis_server, weights) as deployer:
+        with KilledDeployer(folder, triton, emptied_redis, weights) as deployer:
             deployer.finish(deployer.create())
             deployer.finish(deployer.create())  # so that there is something to return to
             yield deployer

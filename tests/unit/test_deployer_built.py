@@ -219,3 +219,9 @@ def test_two_copies_of_an_engine_are_planned_as_a_fleet():
         again = HelrPlanner().place(plan.spec, shape, machine).plan
         assert (again.stages, again.plan_hash) == (plan.stages, plan.plan_hash)
         assert plan.spec.stage_layers == (15, 15)
+
+
+def test_parts_of_a_gpu_have_no_numbers():
+    part = replace(gpu("MIG-a"), parent_id="GPU-x")
+    with pytest.raises(InvalidArgumentError, match="takes GPUs by number"):
+        HelrPlanner().place(spec(), built_shape(CONFIG, RANKS, "f"), nvlinked(part, *EIGHT))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 from uellm_deployer.adapters.machine import SeenByTriton
 from uellm_deployer.adapters.triton_host import FixedHost
-from uellm_deployer.backends.common.visible import visible_to_stub
+from uellm_deployer.backends.common.visible import show_by_ordinal, visible_to_stub
 from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.topology import Device, Link, Topology
 from uellm_deployer.domain.visible import visible
 
 from tests.support.deployer import CPU, SHAPE, FakeMachine, a_spec, gpu
-from uellm.rpc.errors import UnavailableError
+from uellm.rpc.errors import ResourceExhaustedError, UnavailableError
 
 GPUS = [gpu(f"GPU-{letter}{letter}") for letter in "abcd"]
 LINKS = tuple(Link(a.id, b.id, "NV12", 300e9, 2e-6, peer_access=True) for a, b in combinations(GPUS, 2))
@@ -94,3 +95,39 @@ async def test_the_host_tells(monkeypatch):
 )
 def test_a_models_process_counts_within_what_triton_sees(outer, devices, inner):
     assert visible_to_stub(outer, devices) == inner
+
+
+PARTS = [replace(gpu(f"MIG-{letter}", free_gib=20), parent_id="GPU-aa") for letter in "pq"]
+DIVIDED = Topology(
+    (*PARTS, GPUS[1], CPU),
+    tuple(Link(a.id, b.id, "PHB", 10e9, 2e-6, peer_access=False) for a, b in combinations([*PARTS, GPUS[1]], 2)),
+    "test",
+)
+
+
+def test_parts_of_a_gpu_are_named_by_their_uuid():
+    assert [DIVIDED.framework_name(name) for name in ("MIG-q", "GPU-bb", "cpu0")] == [
+        "cuda:MIG-q",
+        "cuda:GPU-bb",
+        "cpu",
+    ]
+    plan = HelrPlanner().place(a_spec(device_ids=("MIG-q",)), SHAPE, DIVIDED).plan
+    assert plan.devices == ("cuda:MIG-q",)
+    assert visible_to_stub({"CUDA_VISIBLE_DEVICES": "0"}, plan.devices) == "MIG-q"
+
+
+def test_nothing_is_spread_over_parts_of_a_gpu():
+    """Two of 20 GiB would hold half of it each, but no process sees both."""
+    spec = a_spec(max_batch_rows=500)
+    together = Topology((*(replace(part, parent_id="") for part in PARTS), CPU), DIVIDED.links[:1], "test")
+    assert len(HelrPlanner().place(replace(spec, device_ids=("MIG-p", "MIG-q")), SHAPE, together).plan.needs) == 2
+    with pytest.raises(ResourceExhaustedError):
+        HelrPlanner().place(replace(spec, device_ids=("MIG-p", "MIG-q")), SHAPE, DIVIDED)
+
+
+def test_what_is_named_by_uuid_is_made_the_only_thing_seen():
+    environment: dict[str, str] = {}
+    assert show_by_ordinal(environment, ["cpu", "cuda:1"]) == {"cpu": "cpu", "cuda:1": "cuda:1"}
+    assert environment == {}
+    assert show_by_ordinal(environment, ["cuda:MIG-q", "cuda:MIG-q"]) == {"cuda:MIG-q": "cuda:0"}
+    assert environment == {"CUDA_VISIBLE_DEVICES": "MIG-q"}

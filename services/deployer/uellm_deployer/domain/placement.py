@@ -101,6 +101,9 @@ def problems(
 ) -> tuple[list[Device], list[tuple[Sizing, Problem]]]:
     """The devices that can serve the model, and what is to be solved on those of each kind."""
     able = able_devices(spec.backend, shape.quantisation, _candidates(spec, topology))
+    if shape.built and any(device.parent_id for device in topology.devices):
+        unnamed = f"{spec.backend} takes GPUs by number, which do not name them on a machine with MIG devices"
+        raise InvalidArgumentError([FieldViolation("spec.backend", unnamed)])
     tried = [Sizing.of(spec, shape, kind) for kind in KINDS if any(device.kind is kind for device in able)]
     return able, [
         (sizing, as_built(problem_of(sizing, [one for one in able if one.kind is sizing.kind], topology), shape.built))

@@ -25,7 +25,8 @@ def problem_of(
 ) -> helr.Problem:
     """What is to be placed where: a full batch whose rows are half way through their context."""
     rows, hidden = sizing.spec.max_batch_rows, sizing.shape.hidden_size
-    allowed = {device.id for device in devices}
+    # A process sees one MIG device only, so that nothing is spread over several.
+    allowed = {device.id for device in devices if not device.parent_id}
     # What a link carries that has no bandwidth is not known: nothing is sent over it.
     links = [link for link in topology.links if {link.device_a, link.device_b} <= allowed and link.bandwidth > 0]
     return helr.Problem(

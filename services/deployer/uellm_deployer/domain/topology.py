@@ -69,9 +69,15 @@ class Topology:
         return next((device for device in self.devices if device.id == device_id), None)
 
     def framework_name(self, device_id: str) -> str:
-        """What an engine calls the device: `cpu`, or `cuda:{ordinal}` among the GPUs as they are listed."""
-        gpus = [device.id for device in self.devices if device.kind is DeviceKind.GPU]
-        return f"cuda:{gpus.index(device_id)}" if device_id in gpus else "cpu"
+        """What an engine calls the device: `cpu`, or `cuda:{ordinal}` among the GPUs as they are listed.
+
+        Parts of a GPU have no ordinals: on a machine with MIG devices it is `cuda:{UUID}` for all.
+        """
+        gpus = [device for device in self.devices if device.kind is DeviceKind.GPU]
+        ids = [gpu.id for gpu in gpus]
+        if device_id not in ids:
+            return "cpu"
+        return f"cuda:{device_id}" if any(gpu.parent_id for gpu in gpus) else f"cuda:{ids.index(device_id)}"
 
     def with_promised(self, promised: Mapping[str, int]) -> Topology:
         """The same, its free memory less what other deployments may still grow into (bytes by device id)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 # The embedded interpreter starts in ASCII; torch and transformers are imported after this, in `load`.
@@ -12,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from uellm_backends.common.triton_model import TritonModel  # noqa: E402
+from uellm_backends.common.visible import show_by_ordinal  # noqa: E402
 
 if TYPE_CHECKING:
     from uellm_backends.hf.engine import Engine
@@ -26,5 +28,8 @@ class TritonPythonModel(TritonModel):  # type: ignore[misc]
         from uellm_backends.hf.engine import Engine
         from uellm_backends.hf.language_model import LanguageModel, LoadOptions
 
-        model = LanguageModel.load(LoadOptions.from_parameters(parameters))
+        options = LoadOptions.from_parameters(parameters)
+        names = show_by_ordinal(os.environ, [stage.device for stage in options.stages])
+        stages = tuple(replace(stage, device=names[stage.device]) for stage in options.stages)
+        model = LanguageModel.load(replace(options, stages=stages))
         return model, Engine(model)
