@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from uellm_deployer.adapters.facts_file import FACTS_FILE, read_inspection
 from uellm_deployer.adapters.model_folder import read_config, read_shape
 from uellm_deployer.domain.facts import ModelShape, model_shape
+from uellm_deployer.domain.layers import ModelLayers, PartShape, Weights
 from uellm_deployer.domain.placement import HelrPlanner
 
 from tests.support.command_line import runner
@@ -71,6 +72,16 @@ def real_model(folder: Path) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).train(mode=False)
 
 
+def undivided(part: PartShape) -> PartShape:
+    """Without what a group of devices would repeat of it: an inspection does not see that, and allows no groups."""
+    return replace(part, whole=Weights())
+
+
+def all_undivided(layers: ModelLayers) -> ModelLayers:
+    decoders = tuple(map(undivided, layers.layers))
+    return replace(layers, embedding=undivided(layers.embedding), layers=decoders, head=undivided(layers.head))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_known_families_are_inspected_as_they_are_known(tmp_path: Path, name: str) -> None:
     config = write_config(tmp_path, *CONFIGS[name])
@@ -78,8 +89,9 @@ def test_known_families_are_inspected_as_they_are_known(tmp_path: Path, name: st
     found = read_inspection(inspect_model(tmp_path).model_dump_json().encode(), config)
     assert (found.tied_head, found.hidden_size) == (shape.tied_head, shape.hidden_size)
     assert (found.vocabulary_size, found.context_limit_tokens) == (shape.vocabulary_size, shape.context_limit_tokens)
-    assert (found.layers.embedding, found.layers.head) == (shape.layers.embedding, shape.layers.head)
-    for inspected, known in zip(found.layers.layers, shape.layers.layers, strict=True):
+    plain = all_undivided(shape.layers)
+    assert (found.layers.embedding, found.layers.head) == (plain.embedding, plain.head)
+    for inspected, known in zip(found.layers.layers, plain.layers, strict=True):
         # A cache as transformers has it is what can be seen; compressed, it does not show the width of attention.
         width = known.attention_width if config.get("kv_lora_rank") else inspected.attention_width
         assert replace(inspected, attention_width=width) == replace(known, compact_kv_width=known.kv_width)
@@ -139,7 +151,7 @@ def test_weights_count_where_they_are(tmp_path: Path) -> None:
     stored = read_shape(str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     planned = read_shape(str(tmp_path))
-    assert stored.layers == planned.layers
+    assert all_undivided(stored.layers) == planned.layers
     assert (stored.has_weights, planned.has_weights) == (True, False)
     assert stored.fingerprint != planned.fingerprint
 
@@ -154,7 +166,8 @@ def test_the_command_writes_the_file_that_the_deployer_reads(tmp_path: Path) -> 
     content = (tmp_path / FACTS_FILE).read_text()
     assert json.loads(told.stdout) == json.loads(content) == json.loads(elsewhere.read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", FACTS_FILE, "other"]
-    assert read_shape(str(tmp_path)).architecture == "Olmo2ForCausalLM"
+    shape = read_shape(str(tmp_path))
+    assert (shape.architecture, shape.division) == ("Olmo2ForCausalLM", None)
     assert "knows this family" not in shown.output
 
 
@@ -201,7 +214,8 @@ def test_the_default_model_by_its_headers_its_config_and_an_inspection() -> None
     config = read_config(folder / "config.json")
     stored, planned = read_shape(str(folder)), model_shape(config, (), "")
     inspected = read_inspection(inspect_model(folder).model_dump_json().encode(), config)
-    assert stored.layers == planned.layers == inspected.layers
+    assert stored.layers == planned.layers
+    assert all_undivided(planned.layers) == inspected.layers
     assert stored.parameter_count == 134_515_008
     assert stored.attention == planned.attention == inspected.attention
 

@@ -22,7 +22,9 @@ _EMBEDDING = re.compile(r"(?:^|\.)(?:(?!embed_out)\w*embed\w*|wte|wpe|project_in
 _TOKENS = re.compile(r"(?:^|\.)(?:embed_tokens|embed_in|wte|tok_embeddings|word_embeddings|embeddings?)\.weight$")
 _MATRIX = re.compile(r"(?:^|\.)project_in\.")
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_WHOLE = re.compile(r"(?:^|\.)(?:q_a_proj|kv_a_proj_with_mqa|gate|shared_expert_gate|wpe|embed_positions|project_in)\.")
+_WHOLE = re.compile(
+    r"(?:^|\.)(?:q_a_proj|kv_a_proj_with_mqa|gate|shared_expert_gate|wpe|embed_positions|project_in|project_out)\."
+)
 _WEIGHT = re.compile(r"\.(?:weight|qweight|weight_packed|gate_up_proj|down_proj)$")
 # Kept by older checkpoints and computed anew by transformers: rotary frequencies, and masks, which have four axes.
 _COMPUTED = re.compile(r"rotary\w*\.inv_freq$|\.(?:attn|attention)\.masked_bias$")
