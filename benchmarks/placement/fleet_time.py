@@ -1,6 +1,6 @@
 """How long the plan of a fleet takes, and how close to its bound it comes; JSON lines.
 
-    python benchmarks/placement/fleet_time.py
+    python -m benchmarks.placement.fleet_time
 
 Models in the sizes of real ones are drawn with random shares, five times for each machine.
 """
@@ -19,6 +19,7 @@ from uellm_deployer.domain.placement import HelrPlanner
 from uellm_deployer.domain.plan import DeploymentSpec
 from uellm_deployer.domain.topology import Device, DeviceKind, Link, Topology
 
+from benchmarks.placement.cases import llama
 from uellm.rpc.errors import ResourceExhaustedError
 
 GIB = 1 << 30
@@ -34,20 +35,7 @@ SIZES = {  # layers, hidden size, feed-forward size, heads, key-value heads
 
 def shape(name: str) -> ModelShape:
     """A Llama of that size."""
-    layers, hidden, inner, heads, kv_heads = SIZES[name]
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "num_hidden_layers": layers,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-    }
-    return model_shape(config, (), name)
+    return model_shape(llama(*SIZES[name]), (), name)
 
 
 def machine(count: int, nodes: int, draw: random.Random | None) -> Topology:
