@@ -229,7 +229,7 @@ def main() -> None:
     """Compare all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write a line for each case and rule")
-    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/evaluation.md")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/benchmarks.md")
     wanted = parser.parse_args()
     rules, rows, worse, refused = accelerate_rules(), list[Row](), list[str](), 0
     for case in cases():

@@ -1,4 +1,4 @@
-"""Tables of the comparison, for docs/evaluation.md."""
+"""Tables of the comparison, for docs/benchmarks.md."""
 
 from __future__ import annotations
 
