@@ -35,7 +35,7 @@ class StaticBatching:
         """As wide as the longest; what was made before an interruption is read, too."""
         return self.context_tokens(rows)
 
-    def steps_that_fit(self, rows: Sequence[Row], steps: int) -> int:  # noqa: ARG002
+    def steps_that_fit(self, rows: Sequence[Row], steps: int, context_tokens: int) -> int:  # noqa: ARG002
         """All: policies form batches that fit whole."""
         return steps
 
@@ -71,9 +71,9 @@ class ContinuousBatching:
         """Each row its own; what was made before an interruption is computed again."""
         return sum(row.context for row in rows)
 
-    def steps_that_fit(self, rows: Sequence[Row], steps: int) -> int:
+    def steps_that_fit(self, rows: Sequence[Row], steps: int, context_tokens: int) -> int:
         """By bisection over what the rows hold then."""
-        most = self.context_tokens(rows) + len(rows) * (steps + self.page_tokens)
+        most = context_tokens + len(rows) * (steps + self.page_tokens)
         if most * self.kv_cache.bytes_per_token <= self.kv_budget_bytes:
             return steps
         low, high = 0, steps

@@ -94,8 +94,8 @@ class Batching(Protocol):
     def prefill_tokens(self, rows: Sequence[Row]) -> int:
         """Tokens that one prefill of these rows computes."""
 
-    def steps_that_fit(self, rows: Sequence[Row], steps: int) -> int:
-        """How many of so many steps the cache has room for."""
+    def steps_that_fit(self, rows: Sequence[Row], steps: int, context_tokens: int) -> int:
+        """How many of so many steps the cache has room for, the first of which reads so much context."""
 
 
 class SimulatedEngine:
@@ -117,6 +117,8 @@ class SimulatedEngine:
         """Whether a step has begun that rows which came meanwhile can't join any more."""
         self._came = False
         """Whether rows came that were not looked at yet."""
+        self._outlook: tuple[int, int] | None = None
+        """Context that the next step reads, and steps until a row ends; None where the rows have changed."""
 
     @property
     def idle(self) -> bool:
@@ -161,14 +163,15 @@ class SimulatedEngine:
             else:
                 return made
 
-    def progress(self) -> list[Made]:
-        """What was made since it was told last, of rows that run on."""
-        return [self._tell(row, ended=False) for row in self.rows if row.made > row.told]
+    def progress(self, least: int = 1) -> list[Made]:
+        """What was made since it was told last, of rows that run on, if that is at least so many tokens."""
+        return [self._tell(row, ended=False) for row in self.rows if row.made - row.told >= least]
 
     def cancel(self, names: Collection[str]) -> list[Row]:
         """End rows between two passes; returns those that were there."""
         gone = [row for row in (*self.rows, *self.joining, *self.waiting) if row.name in names]
         self.rows = [row for row in self.rows if row.name not in names]
+        self._outlook = None
         self.joining = [row for row in self.joining if row.name not in names]
         self.waiting = deque(row for row in self.waiting if row.name not in names)
         for row in gone:
@@ -203,11 +206,17 @@ class SimulatedEngine:
         """Steps until something changes: an end, a row that joins, or a cache that is full."""
         if self._under_way and self.waiting:
             return 1
-        ahead = min(row.total_tokens - row.made for row in self.rows)
-        return self.batching.steps_that_fit(self.rows, ahead) or 1
+        context, left = self._look()
+        return self.batching.steps_that_fit(self.rows, left, context) or 1
+
+    def _look(self) -> tuple[int, int]:
+        if self._outlook is None:
+            left = min(row.total_tokens - row.made for row in self.rows)
+            self._outlook = self.batching.context_tokens(self.rows), left
+        return self._outlook
 
     def _seconds(self, steps: int) -> float:
-        context, rows = self.batching.context_tokens(self.rows), len(self.rows)
+        (context, _), rows = self._look(), len(self.rows)
         read = steps * context + rows * steps * (steps - 1) / 2
         return steps * (self.step.base + self.step.per_row * rows) + self.step.per_context_token * read
 
@@ -226,30 +235,37 @@ class SimulatedEngine:
         return count if self._seconds(count) <= seconds + 1e-9 else count - 1 if count else 0
 
     def _make(self, steps: int) -> list[Made]:
-        seconds = self._seconds(steps)
+        seconds, (context, left) = self._seconds(steps), self._look()
         _oldest(self.rows).log_steps(self.rows, steps, seconds)
         self._at += seconds
         self.busy_seconds += seconds
         self._under_way = False
         for row in self.rows:
             row.made += steps
-        made = [self._tell(row, ended=True) for row in self.rows if row.made >= row.total_tokens]
-        self._leave()
-        if not self.batching.steps_that_fit(self.rows, 1) and len(self.rows) > 1:
+        made: list[Made] = []
+        if steps < left:
+            self._outlook = context + steps * len(self.rows), left - steps
+        else:
+            made = [self._tell(row, ended=True) for row in self.rows if row.made >= row.total_tokens]
+            self._leave()
+        if len(self.rows) > 1 and not self.batching.steps_that_fit(self.rows, 1, self._look()[0]):
             self._preempt()
         return made
 
     def _preempt(self) -> None:
         """The cache is full: who came last goes, and computes what it has again when there is room."""
         row = self.rows.pop()
+        self._outlook = None
         self.preemptions += 1
         self.waiting.appendleft(row)
 
     def _leave(self) -> None:
+        """Rows have come, or ended."""
         for row in self.rows:
             if row.made >= row.total_tokens:
                 row.batch.left -= 1
         self.rows = [row for row in self.rows if row.made < row.total_tokens]
+        self._outlook = None
 
     def _tell(self, row: Row, *, ended: bool) -> Made:
         made = Made(row, row.told, row.made - row.told, ended)

@@ -18,6 +18,7 @@ from uellm.v1.stream_pb2 import (
     ModelFacts,
 )
 from uellm_simulator.workload import Rules
+from uellm_simulator.world import TICK_SECONDS
 
 MODEL = "simulated"
 
@@ -96,7 +97,7 @@ class Scenario:
     """Arrivals as a share of what the engines serve when full; 0: as quick as the trace."""
     seed: int = 0
     dispatch_seconds: float = 0.002
-    tick_seconds: float = 0.25
+    tick_seconds: float = TICK_SECONDS
     warm_up: int = 0
     count: int | None = None
     """Requests of the trace that are played, with the warm-up; None: all."""

@@ -21,8 +21,10 @@ from uellm_simulator.engine import Batch, Made, Row, SimulatedEngine
 from uellm_simulator.fates import Fate
 from uellm_simulator.workload import Request
 
-TICK_SECONDS = 0.25
-"""How often the live scheduler's core is told the time."""
+TICK_SECONDS = 1.0
+"""How often the core is told the time, to refuse by. Live it is four times as often: hardly anything is due sooner."""
+DELTA_TOKENS = 16
+"""After as many tokens a running row is told of; what is fewer is less than a step's error."""
 
 
 @dataclass(slots=True)
@@ -132,7 +134,8 @@ class World:
         wake = self._core.wake_ms
         # A decision that was just taken may ask to be woken now: time has to go on.
         woken = max(self.seconds(wake), self.now + 0.001) if wake is not None else math.inf
-        return min(self._next_tick, woken)
+        # Without places only who refuses has anything to review.
+        return min(self._next_tick, woken) if self._core.policy.info.refuses else woken
 
     # --- what happens ---
 
@@ -183,7 +186,7 @@ class World:
     def _show_progress(self) -> None:
         """What a policy sees of running rows is what they have delivered."""
         for deployed in self.deployed.values():
-            self._deliver(deployed.engine.progress())
+            self._deliver(deployed.engine.progress(DELTA_TOKENS))
 
     def _tell(self, event: on.Event) -> None:
         effects = self._core.step(event, self.ms)

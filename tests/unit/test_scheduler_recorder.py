@@ -247,22 +247,27 @@ def test_a_damaged_entry_is_said(damage: str):
 class Counting(Shuffled):
     asked = 0
 
+    def __init__(self, *, refuses: bool) -> None:
+        self.info = PolicyInfo("counting", "Decides nothing.", refuses=refuses)
+
     def decide(self, view: QueueView, now_ms: int, random: np.random.Generator) -> Decision:
         self.asked += 1
         return Decision()
 
 
-def test_a_policy_is_not_asked_for_tokens_that_come():
+@pytest.mark.parametrize("refuses", [True, False])
+def test_a_policy_is_not_asked_for_tokens_that_come(refuses: bool):
+    """With all places taken it is asked by the clock, if it may refuse anything."""
     life = Life(["fifo"], 6)
     life.tell(on.QueriesTaken((_patient(life),)))
     life.tell(on.QueriesTaken(tuple(_patient(life) for _ in range(9))))
-    counting = Counting()
+    counting = Counting(refuses=refuses)
     life.tell(on.PolicyChanged(counting))
     asked = counting.asked
     for _ in range(5):
         life.produce()
     assert counting.asked == asked
     life.tick()
-    assert counting.asked == asked + 1
+    assert counting.asked == asked + refuses
     life.end()
-    assert counting.asked > asked + 1
+    assert counting.asked > asked + refuses

@@ -21,7 +21,9 @@ MEMORY_BATCHES = 50
 FREEDOM = 4.0
 """Degrees of freedom of the noise."""
 PASSES = 4
-"""Reweightings of a batch."""
+"""Reweightings of a batch, at most."""
+SETTLED = 0.01
+"""Weights that change by less are settled."""
 SURPRISING_SIGMAS = 3.0
 SURPRISES_BELIEVED = 3
 """After as many batches in a row that are off on the same side, the engine has changed: what is known is rescaled."""
@@ -114,7 +116,9 @@ class Regression:
                 for weight, sample in zip(weights, samples, strict=True)
             ]
             self._settle(*_add(information, moment, samples, scales))
-            weights = [self._weight(sample) for sample in samples]
+            before, weights = weights, [self._weight(sample) for sample in samples]
+            if max(abs(now - then) for now, then in zip(weights, before, strict=True)) < SETTLED:
+                break
         self._learn_noise(samples, weights, share)
 
     def to_state(self) -> RegressionState:

@@ -134,11 +134,13 @@ class SchedulerCore:
 
     def _decide(self, now_ms: int, *, reviewing: bool) -> None:
         self.wake_ms = None
-        engines = self.flight.views(accepting=True)
-        if self.flight.handing_over or not self.pending or not engines:
+        if self.flight.handing_over or not self.pending:
             return
-        # With every place taken there is still something to refuse, but not more often than time is told.
-        if not reviewing and not any(engine.free_batches for engine in engines):
+        # With every place taken there may still be something to refuse, but not more often than time is told.
+        if not (reviewing and self.policy.info.refuses) and not self.flight.has_place:
+            return
+        engines = self.flight.views(accepting=True)
+        if not engines:
             return
         eligible = self.pending.eligible(now_ms)
         self.wake_ms = eligible.next_ms

@@ -78,6 +78,11 @@ class Flight:
         self.engines.update({name: Engine(record) for name, record in known.items()})
         self.costs.keep(self.engines)
 
+    @property
+    def has_place(self) -> bool:
+        """Whether any engine takes a new batch now."""
+        return any(engine.accepts and engine.free_batches for engine in self.engines.values())
+
     def views(self, *, accepting: bool = False) -> tuple[EngineView, ...]:
         """All engines, or those that take new batches, as a policy sees them."""
         engines = [engine for engine in self.engines.values() if engine.accepts or not accepting]

@@ -6,6 +6,7 @@ that what was trimmed, or is read from the middle, can be replayed from the next
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,8 @@ class Recorder:
     def draw(self) -> Draw:
         """Random numbers for the next question to a policy."""
         self._draws += 1
-        state = np.random.SeedSequence((self._seed, self._draws)).generate_state(1, np.uint64)
-        return Draw(int(state[0]))
+        digest = hashlib.blake2b(f"{self._seed}/{self._draws}".encode(), digest_size=8)
+        return Draw(int.from_bytes(digest.digest(), "little"))
 
     def record(
         self,

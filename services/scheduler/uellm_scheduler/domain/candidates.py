@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .odds import Floats, share_within
+from .odds import Floats, mean_points, share_within
 from .pending_query import NEVER
 from .policy import EngineView, QueueView
 from .tenants import fair_weights
@@ -34,7 +34,11 @@ class Rows:
     """Seconds until the first token is due."""
     points: Floats
     """Lengths still to come, shape [n, POINTS]."""
+    means: Floats
+    """Of the points."""
     prompts: Floats
+    context_tokens: float
+    """Of a mean row, halfway through its answer."""
     limits: NDArray[np.int32]
     weight: Floats
     """What an answer in time is worth."""
@@ -79,18 +83,22 @@ def look_at(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_
     chosen = np.concatenate([urgent, patient])
     slots = slots[chosen]
     delivered = table.column("delivered_tokens")[slots][:, None]
-    left = np.maximum(points[slots] - delivered, 1.0)
+    left = np.maximum(points[slots] - delivered, 1.0).astype(np.float64)
+    means = mean_points(left)
     weight = np.where(best_effort[chosen], BEST_EFFORT_WEIGHT, 1.0) * 2.0 ** (table.column("priority")[slots] / 10.0)
     weight *= fair_weights(table.tenants.served(now_ms), table.column("tenant")[slots])
     waited = (now_ms - table.column("arrival_ms")[slots]) / 1000.0
-    alone = left.mean(axis=1) * engine.step_time.step_seconds(1, 0)
+    alone = means * engine.step_time.step_seconds(1, 0)
     overdue = np.flatnonzero(best_effort[chosen] & (waited > PATIENCE * np.maximum(alone, 1.0)))
+    prompts = table.column("prompt_tokens")[slots].astype(np.float64) + delivered[:, 0]
     return Rows(
         index=waiting[chosen],
         left=_seconds_left(due[chosen], now_ms),
         first_left=_seconds_left(first_due[chosen], now_ms),
-        points=left.astype(np.float64),
-        prompts=table.column("prompt_tokens")[slots].astype(np.float64) + delivered[:, 0],
+        points=left,
+        means=means,
+        prompts=prompts,
+        context_tokens=float(prompts.sum() + means.sum() / 2) / max(1, len(slots)),
         limits=table.column("limit_tokens")[slots],
         weight=weight,
         owed=int(overdue[0]) if len(overdue) else None,

@@ -10,6 +10,7 @@ engine is filled only as far as its pace still serves the urgent, while others h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,33 +73,41 @@ class Running:
             reserved=int((due == NEVER).sum()),
         )
 
-    def kept(self, tokens: Floats) -> float:
-        """Deadlines that are expected to be kept if each row makes so many tokens more in time, shape [n]."""
-        if not len(self.left):
-            return 0.0
+    def kept(self, tokens: Floats) -> Floats:
+        """Deadlines that are expected to be kept if each row makes so many tokens more in time.
+
+        `tokens` has the shape [..., n], the result [...].
+        """
         before = share_within(self.points, self.delivered)
         share = (share_within(self.points, self.delivered + tokens) - before) / np.maximum(1.0 - before, 1e-9)
         # Who has outlived its prediction may end at any token up to its limit.
         unknown = np.clip(tokens / np.maximum(self.limits - self.delivered, 1.0), 0.0, 1.0)
         share = np.where(before < 1.0 - 1e-6, share, unknown)
-        return float(share[np.isfinite(self.left)].sum())
+        return np.asarray(share[..., np.isfinite(self.left)].sum(axis=-1))
 
 
 def who_joins(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> NDArray[np.intp]:
     """Indices into the eligible rows, of those in `waiting`; none if nobody should, or there is no room."""
     rows, running = look_at(view, engine, waiting, now_ms), Running.of(engine, now_ms)
     order = _order(engine, rows, running)
-    slots = view.slots[rows.index]
-    places = {slot: at for at, slot in enumerate(fitting(view, engine, slots[order], SKIPS))}
-    room = sorted(np.flatnonzero(np.isin(slots, list(places))), key=lambda row: places[int(slots[row])])
-    if not room:
-        return np.zeros(0, np.intp)
-    joining = np.array(room, np.intp)
-    least = not engine.rows or rows.owed == joining[0]
-    sizes = np.unique(np.geomspace(1, len(joining), SIZES).round().astype(np.intp))
-    tried = [int(size) for size in sizes] if least else [0, *(int(size) for size in sizes)]
-    best = max(tried, key=lambda size: (_value(engine, rows, running, order, joining[:size]), size))
+    slots = view.slots[rows.index[order]]
+    row_of = dict(zip(slots.tolist(), order.tolist(), strict=True))
+    joining = np.array([row_of[slot] for slot in fitting(view, engine, slots, SKIPS)], np.intp)
+    if not len(joining):
+        return joining
+    sizes = _sizes(len(joining))
+    if not engine.rows or rows.owed == joining[0]:
+        sizes = sizes[1:]
+    values = _values(engine, rows, running, order, joining, sizes)
+    # Of equal ones the most.
+    best = sizes[len(sizes) - 1 - int(values[::-1].argmax())]
     return np.asarray(rows.index[joining[:best]])
+
+
+@cache
+def _sizes(most: int) -> NDArray[np.intp]:
+    """Numbers of rows that are tried, ascending: none, and up to `SIZES` others."""
+    return np.append(0, np.unique(np.geomspace(1, most, SIZES).round().astype(np.intp)))
 
 
 def _order(engine: EngineView, rows: Rows, running: Running) -> NDArray[np.intp]:
@@ -106,8 +115,7 @@ def _order(engine: EngineView, rows: Rows, running: Running) -> NDArray[np.intp]
     size = min(engine.max_batch_rows, len(running.left) + len(rows.index))
     pace = _pace(engine, running, rows, size - len(running.left))
     start = engine.step_time.prefill_per_token * rows.prompts
-    tokens = rows.points.mean(axis=1)
-    holds = start + tokens * pace
+    holds = start + rows.means * pace
     later = float(holds.mean())
 
     def chance(waited: float) -> Floats:
@@ -121,25 +129,35 @@ def _order(engine: EngineView, rows: Rows, running: Running) -> NDArray[np.intp]
 
 def _pace(engine: EngineView, running: Running, rows: Rows, joining: int) -> float:
     """Seconds a token, if so many rows of the mean context join and who leaves is replaced."""
-    context = float((rows.prompts + rows.points.mean(axis=1) / 2).mean())
-    step = engine.step_time.step_seconds(len(running.left) + joining, running.context_tokens + joining * context)
+    context = running.context_tokens + joining * rows.context_tokens
+    step = engine.step_time.step_seconds(len(running.left) + joining, context)
     return max(step, LEAST_SECONDS)
 
 
-def _value(
-    engine: EngineView, rows: Rows, running: Running, order: NDArray[np.intp], joining: NDArray[np.intp]
-) -> float:
-    """Deadlines expected to be kept, of those that run, of those that join, and of the others in their order."""
-    pace = _pace(engine, running, rows, len(joining))
-    stall = engine.step_time.startup * (len(joining) > 0)
-    stall += engine.step_time.prefill_per_token * float(rows.prompts[joining].sum())
+def _values(
+    engine: EngineView,
+    rows: Rows,
+    running: Running,
+    order: NDArray[np.intp],
+    joining: NDArray[np.intp],
+    sizes: NDArray[np.intp],
+) -> Floats:
+    """Deadlines expected to be kept if the first m of `joining` join, for each m of `sizes`, ascending; shape [sizes].
+
+    Of those that run, of those that join, and of the others in their order.
+    """
+    order, step = order[: BEHIND + len(joining)], engine.step_time
+    pace = np.array([_pace(engine, running, rows, size) for size in sizes.tolist()])[:, None]
+    prompts, tokens = (np.append(0.0, of[joining].cumsum())[sizes] for of in (rows.prompts, rows.means))
+    stall = (step.startup * (sizes > 0) + step.prefill_per_token * prompts)[:, None]
+    on_engine = np.maximum(len(running.left) + sizes, 1)[:, None]
     kept = running.kept(np.maximum(running.left - stall, 0.0) / pace)
-    in_time = rows.kept(np.maximum(rows.left[joining] - stall, 0.0) / pace, 0.0, stall, joining)
-    now = kept + float((rows.weight[joining] * in_time).sum())
-    left = order[~np.isin(order, joining)][:BEHIND]
-    on_engine = max(1, len(running.left) + len(joining))
-    tokens = running.tokens + float(rows.points[joining].mean(axis=1).sum())
-    next_place = OVERTAKEN * tokens * pace / on_engine**2
-    waits = stall + next_place * np.arange(1, len(left) + 1) + engine.step_time.prefill_per_token * rows.prompts[left]
-    later = rows.kept(np.maximum(rows.left[left] - waits, 0.0) / pace, 0.0, waits, left)
-    return round(now + PROMISE * float((rows.weight[left] * later).sum()), 6)
+    number = np.full(len(rows.index), len(joining))
+    number[joining] = np.arange(len(joining))
+    joins = number[order] < sizes[:, None]
+    rank = (~joins).cumsum(axis=1)
+    next_place = OVERTAKEN * (running.tokens + tokens[:, None]) * pace / on_engine**2
+    waits = stall + np.where(joins, 0.0, next_place * rank + step.prefill_per_token * rows.prompts[order])
+    chance = rows.kept(np.maximum(rows.left[order] - waits, 0.0) / pace, 0.0, waits, order)
+    worth = np.where(joins, 1.0, np.where(rank <= BEHIND, PROMISE, 0.0)) * rows.weight[order]
+    return np.asarray((kept + (worth * chance).sum(axis=1)).round(6))

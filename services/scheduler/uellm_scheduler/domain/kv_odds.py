@@ -81,7 +81,7 @@ class PagedCache:
         """
         everyone = np.arange(len(rows.prompts))
         most = self._most(self._running).sum() + self._most(rows).sum()
-        if most <= self._budget:
+        if most <= self._budget or self._surely_fits(rows):
             return everyone
         knots = self._knots(rows)
         held, wanted = self._logs(self._running, knots).sum(axis=0), self._logs(rows, knots)
@@ -98,6 +98,12 @@ class PagedCache:
             return np.zeros(1, np.intp)
         return np.array(chosen, np.intp)
 
+    def _surely_fits(self, rows: CachedRows) -> bool:
+        """Whether there is room even if nobody gives memory back: one stage, which costs little to look at."""
+        whole = np.array([0.0, np.inf])
+        logs = self._logs(self._running, whole).sum(axis=0) + self._logs(rows, whole).sum(axis=0)
+        return bool(self._odds(logs) <= OVERFLOW)
+
     def _knots(self, rows: CachedRows) -> Floats:
         """Steps from now on between which the stages lie: about as many rows end in each, and some in the tail."""
         left = np.concatenate([self._running.left[0], rows.left[0]])
@@ -106,7 +112,7 @@ class PagedCache:
         return np.concatenate([[0.0], body, tail[1:]])
 
     def _logs(self, rows: CachedRows, knots: Floats) -> Floats:
-        """Logarithms of the mean of e^(exponent * size / budget), shape [n, STAGES, EXPONENTS]."""
+        """Logarithms of the mean of e^(exponent * size / budget), shape [n, stages, EXPONENTS]."""
         left, masses = rows.left
         reached = np.minimum(left[:, :, None], knots[1:])
         contexts = (rows.prompts + rows.delivered)[:, None, None] + reached
@@ -114,12 +120,13 @@ class PagedCache:
         powers = (size / self._budget).astype(np.float32)[..., None] * EXPONENTS
         with np.errstate(over="ignore"):  # infinite: that exponent has no say
             np.exp(powers, out=powers)
-        powers = powers.reshape(*left.shape, STAGES * len(EXPONENTS))
+        stages = len(knots) - 1
+        powers = powers.reshape(*left.shape, stages * len(EXPONENTS))
         means = np.matmul(masses.astype(np.float32)[:, None, :], powers)
-        return np.asarray(np.log(means).reshape(-1, STAGES, len(EXPONENTS)))
+        return np.asarray(np.log(means).reshape(-1, stages, len(EXPONENTS)))
 
     def _odds(self, logs: Floats) -> Floats:
-        """Bound on the odds of an overflow at any stage; from sums of logarithms of shape [..., STAGES, EXPONENTS]."""
+        """Bound on the odds of an overflow at any stage; from sums of logarithms of shape [..., stages, EXPONENTS]."""
         return np.asarray(np.exp(np.minimum((logs - EXPONENTS).min(axis=-1), 0.0)).sum(axis=-1))
 
     def _most(self, rows: CachedRows) -> Floats:

@@ -30,6 +30,8 @@ KNOTS = 64
 """Lengths at most at which a batch's course is computed."""
 SAME = 1e-6
 """Two lengths that are no further apart, in tokens, are one."""
+_LEAST = np.array([-0.5] + [0.0] * (POINTS - 2))
+_ALL = np.ones(POINTS - 1)
 _Z90 = 1.2815515655446004
 
 
@@ -80,27 +82,20 @@ def expected_tokens(points: Floats, delivered: Floats) -> Floats:
 def share_within(points: Floats, tokens: Floats) -> Floats:
     """Probability that each length is at most so many tokens; between two points evenly.
 
+    Half a part lies before the first point, as dense as the part behind it, and half a part at the last one.
+
     Args:
         points: shape [..., POINTS], ascending.
         tokens: shape [...], or one that goes with it.
     """
-    # Half a part lies before the first point, as dense as the part behind it, and half a part at the last one.
-    first, last = points[..., 0], points[..., -1]
-    passed = np.maximum(_ramp(tokens, first, points[..., 1]), -0.5)
-    np.minimum(passed, 0.0, out=passed)
-    passed += np.where(tokens >= last, 1.0, 0.5)
-    for point in range(POINTS - 1):
-        part = _ramp(tokens, points[..., point], points[..., point + 1])
-        np.maximum(part, 0.0, out=part)
-        passed += np.minimum(part, 1.0, out=part)
-    passed /= POINTS
-    return passed
-
-
-def _ramp(tokens: Floats, low: Floats, high: Floats) -> Floats:
-    """How far they are from one point to the next: 0 to 1, or beyond. At two equal points it has the second's value."""
-    low = np.minimum(low, high - SAME)
-    return np.asarray((tokens - low) / (high - low))
+    last = points[..., -1]
+    # At two equal points it has the second's value.
+    low = np.minimum(points[..., :-1], points[..., 1:] - SAME)
+    passed = np.asarray(tokens)[..., None] - low
+    passed /= points[..., 1:] - low
+    np.maximum(passed, _LEAST, out=passed)
+    np.minimum(passed, 1.0, out=passed)
+    return np.asarray((passed @ _ALL + np.where(tokens >= last, 1.0, 0.5)) / POINTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,9 @@ def refusals(view: QueueView, now_ms: int) -> Refused:
         return Refused(np.empty(0, np.intp), ())
     wait, fastest = soonest(engines), fastest_of(engines)
     late = hopeless(view, view.slots, fastest, now_ms + 1000.0 * wait)
-    rest = np.delete(np.arange(len(view.slots)), late)
+    kept = np.ones(len(view.slots), np.bool_)
+    kept[late] = False
+    rest = np.flatnonzero(kept)
     work = work_of(QueueView(view.table, view.slots[rest], tuple(engines)), now_ms, wait)
     dropped = surplus(work)
     refused = np.concatenate([late, rest[dropped]])
