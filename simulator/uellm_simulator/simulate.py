@@ -69,7 +69,8 @@ def world_of(
     """A world in which nothing has happened yet."""
     engine = scenario.engine
     requests = requests_of(arrivals, scenario.rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
-    core = SchedulerCore(MODEL, 1, POLICIES[scenario.policy], seed=scenario.seed)
+    recording = on_decision is not None
+    core = SchedulerCore(MODEL, 1, POLICIES[scenario.policy], seed=scenario.seed, recording=recording)
     return World(
         core,
         scenario.records(),

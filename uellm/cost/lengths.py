@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from uellm.v1 import query_pb2
@@ -21,6 +22,7 @@ FIRST_EDGE = 4
 _TOLERANCE = 1e-6
 
 
+@lru_cache(maxsize=4096)
 def log_spaced_edges(limit: int, buckets: int = BUCKETS) -> tuple[int, ...]:
     """Ascending whole edges that end with `limit`, evenly spaced in the logarithm where rounding lets them.
 

@@ -81,13 +81,10 @@ class Batch:
     dispatch_ms: int
     heard_ms: int
     """When the engine was last heard of."""
+    alone: bool = False
+    """Whether nothing else may run beside its rows."""
     begun: bool = False
     """Whether its attempts are in the store."""
-
-    @property
-    def alone(self) -> bool:
-        """Whether nothing else may run beside it."""
-        return any(row.pending.alone for row in self.rows.values())
 
     @property
     def service(self) -> Service:
@@ -141,11 +138,11 @@ class Engine:
     def free_batches(self) -> int:
         """How many batches it takes now. A continuous engine takes one more wherever a row is free."""
         limits = self.record.limits
-        if any(batch.alone for batch in self.batches.values()):
-            return 0
         if self.record.engine_kind == ENGINE_KIND_CONTINUOUS:
-            return int(self.in_flight < limits.max_batch_rows)
-        return max(0, limits.max_concurrent_batches - len(self.batches))
+            free = int(self.in_flight < limits.max_batch_rows)
+        else:
+            free = max(0, limits.max_concurrent_batches - len(self.batches))
+        return 0 if free and any(batch.alone and batch.rows for batch in self.batches.values()) else free
 
     def view(self, cost: CostModel | None = None, served_tokens: float = 0.0) -> EngineView:
         """As a policy sees it; without a cost model it has the deployment's prior."""

@@ -31,7 +31,16 @@ from .recorder import Draw, Recorder
 class SchedulerCore:
     """What waits and runs for one model, under one lease."""
 
-    def __init__(self, model: str, epoch: int, policy: Policy, limits: CoreLimits | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: str,
+        epoch: int,
+        policy: Policy,
+        limits: CoreLimits | None = None,
+        seed: int = 0,
+        *,
+        recording: bool = True,
+    ) -> None:
         self.model = model
         self.epoch = epoch
         self.policy = policy
@@ -40,6 +49,7 @@ class SchedulerCore:
         self._random = np.random.default_rng(seed)
         self._effects: list[do.Effect] = []
         self.flight = Flight(f"{model}-{epoch}", self.pending, self.limits, self._random, self._effects)
+        self._recording = recording
         self._recorder = Recorder(epoch, self.pending, self.flight, self.limits, seed)
         self._deployed_ms: int | None = None
         self.wake_ms: int | None = None
@@ -174,9 +184,11 @@ class SchedulerCore:
 
     def _carry_out(self, view: QueueView, decision: Decision, draw: Draw, now_ms: int) -> None:
         batch_ids = self.flight.new_batch_ids(len(decision.batches))
-        recorded = self._recorder.record(view, decision, batch_ids, self.policy.info, draw, now_ms)
-        self._effects += recorded
-        decision_id = recorded[-1].decision_id
+        decision_id = ""
+        if self._recording:
+            recorded = self._recorder.record(view, decision, batch_ids, self.policy.info, draw, now_ms)
+            self._effects += recorded
+            decision_id = recorded[-1].decision_id
         refusals = [(self.pending.name_at(plan.slot), plan.refusal) for plan in decision.refusals]
         for batch_id, plan in zip(batch_ids, decision.batches, strict=True):
             names = [self.pending.name_at(slot) for slot in plan.slots]

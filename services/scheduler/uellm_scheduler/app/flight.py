@@ -113,7 +113,8 @@ class Flight:
         """Put queries, taken out of the pending table, on an engine."""
         engine = self.engines[deployment]
         rows = {query.name: Row.of(query) for query in queries}
-        batch = Batch(batch_id, engine.record, rows, len(rows), dispatch_ms=now_ms, heard_ms=now_ms)
+        alone = any(query.alone for query in queries)
+        batch = Batch(batch_id, engine.record, rows, len(rows), dispatch_ms=now_ms, heard_ms=now_ms, alone=alone)
         self._rows.update(dict.fromkeys(rows, batch))
         self.batches[batch_id] = engine.batches[batch_id] = batch
         begin = tuple(
