@@ -271,7 +271,7 @@ def test_json_has_no_infinities() -> None:
     [
         (["fifo", "nope"], True, False, "'nope' is neither a policy"),
         (["dynamic-batcher"], True, True, "take engine-directly"),
-        (["dynamic-batcher", "morphling"], False, False, "dynamic-batcher and morphling need a Triton of our own"),
+        (["dynamic-batcher", "morphling"], False, False, "dynamic-batcher and morphling: only an embedded stack"),
     ],
 )
 def test_servers_that_cannot_be_driven(names: list[str], embedded: bool, continuous: bool, said: str) -> None:

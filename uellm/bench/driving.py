@@ -53,8 +53,8 @@ def check_servers(names: Sequence[str], policies: Sequence[str], *, embedded: bo
     needing = [name for name in (BATCHER, MORPHLING) if name in names and not continuous]
     if needing and not embedded:
         raise BenchError(
-            f"{' and '.join(needing)} need a Triton of our own beside the stack's, which there is with the embedded "
-            "stack only: leave --attach and --endpoint out, or these peers"
+            f"{' and '.join(needing)}: only an embedded stack has a Triton of ours beside it; leave --attach and "
+            "--endpoint out, or these peers"
         )
 
 
