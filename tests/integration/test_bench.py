@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.local_stack import gone, wait_for
 from tests.support.tiny_model import make_tiny_model
 from uellm.bench.records import Record
 from uellm.bench.workload import held_out_prompts
 
-SERVERS = ("uellm", "dynamic-batcher")
+SERVERS = ("uellm", "morphling")
 ROUNDS = 200
 QUERIES = 6
 READY_SECONDS = 120.0
 
 
+@pytest.mark.timeout(300)
 def test_turns_until_ctrl_c(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"  # a byte is a token of the tiny model, whose context is small
     short = [prompt for prompt in held_out_prompts() if len(prompt) < 100]
@@ -59,7 +61,12 @@ def test_turns_until_ctrl_c(tmp_path: Path) -> None:
     assert found["interrupted"]
     assert f"the {len(found['runs'])} complete runs of {2 * ROUNDS} are kept" in said.read_text()
     assert {run["server"] for run in found["runs"]} == set(SERVERS)
-    assert [run["server"] for run in found["runs"]][:3] == ["uellm", "dynamic-batcher", "dynamic-batcher"]
+    assert [run["server"] for run in found["runs"]][:3] == ["uellm", "morphling", "morphling"]
+    tuning = found["morphling"]
+    assert tuning["seconds"] > 0
+    assert tuning["queries"] == sum(2 * one["rows"] for one in tuning["measured"])
+    assert tuning["chosen"] in [{key: one[key] for key in tuning["chosen"]} for one in tuning["measured"]]
+    assert f"and {tuning['queries']} queries, in no figure above" in printed
     for run in found["runs"]:
         _check(run)
     assert all(f"| {server} |" in printed for server in SERVERS)
