@@ -106,6 +106,16 @@ def metrics_of(fates: Sequence[Fate], utilisation: float) -> Metrics:
     )
 
 
+def served_per_second(fates: Sequence[Fate]) -> float:
+    """Capacity, from requests that were all there at once, served first come, first served.
+
+    Counted until the queue is empty, for the last batches are not full.
+    """
+    emptied = max(fate.dispatch_seconds for fate in fates)
+    served = sum(fate.finish_seconds <= emptied for fate in fates)
+    return served / emptied if served else len(fates) / max(fate.finish_seconds for fate in fates)
+
+
 def _by_class(fates: Iterable[Fate]) -> dict[str, Share]:
     classes: dict[str, list[Fate]] = defaultdict(list)
     for fate in fates:

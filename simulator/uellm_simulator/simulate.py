@@ -10,7 +10,7 @@ from uellm_scheduler.policies import POLICIES
 
 from uellm.v1.stream_pb2 import DecisionRecord
 from uellm_simulator.fates import Fate
-from uellm_simulator.metrics import Metrics, Window, metrics_of
+from uellm_simulator.metrics import Metrics, Window, metrics_of, served_per_second
 from uellm_simulator.scenario import MODEL, Scenario
 from uellm_simulator.workload import Arrival, Predictions, Rules, SloClass, rate_of, requests_of, scaled
 from uellm_simulator.world import World
@@ -82,15 +82,8 @@ def world_of(
 
 
 def capacity_of(arrivals: Sequence[Arrival], scenario: Scenario) -> float:
-    """Requests a second that full engines serve first come, first served, without an objective.
-
-    Measured: the first requests of the trace are all there at once; counted until the queue is empty, for the last
-    batches are not full.
-    """
+    """Requests a second that full engines serve first come, first served, without an objective: the trace's first."""
     some = [replace(one, seconds=0.0) for one in arrivals[:CAPACITY_REQUESTS]]
     rules = Rules(classes=(SloClass("none", 1.0),), predictions=Predictions())
     world = world_of(some, replace(scenario, policy="fifo", rules=rules))
-    fates = world.run()
-    emptied = max(fate.dispatch_seconds for fate in fates)
-    served = sum(fate.finish_seconds <= emptied for fate in fates)
-    return served / emptied if served else len(fates) / world.now
+    return served_per_second(world.run())

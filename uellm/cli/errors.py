@@ -12,6 +12,7 @@ from uellm.rpc.errors import FieldViolation, InvalidArgumentError, UellmError
 
 # Named and not imported: most commands start without the modules that define the others.
 _EXPECTED_MODULES = (
+    "uellm.bench.",
     "uellm.local.",
     "uellm.cli.errors",
     "uellm_profiler.learning.",

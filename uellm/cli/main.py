@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from uellm.cli.benching import benching
 from uellm.cli.changing import changing
 from uellm.cli.deploying import deploying
 from uellm.cli.letters import letters
@@ -35,6 +36,7 @@ app.add_typer(model_commands, name="model")
 app.add_typer(deploying)
 app.add_typer(changing)
 app.add_typer(simulating)
+app.add_typer(benching)
 
 
 def _prompt(text: str) -> str:

@@ -50,7 +50,7 @@ class Asked:
     def source(self) -> Source:
         """Where arrivals come from; raises typer.BadParameter."""
         if self.trace is None:
-            return Source(generated=Generated(_gaps(self.arrivals), PROMPTS, ANSWERS))
+            return Source(generated=Generated(gaps_of(self.arrivals), PROMPTS, ANSWERS))
         try:
             return Source(trace=tuple(read_trace(self.trace)))
         except (TraceError, UnicodeDecodeError) as error:
@@ -250,7 +250,8 @@ def _changed(base: Scenario, change: str) -> Scenario:
     return replace(changed, policy=_known(changed.policy))
 
 
-def _gaps(text: str) -> Gaps:
+def gaps_of(text: str) -> Gaps:
+    """Of `poisson`, `gamma:CV` or `onoff:SHARE`; raises typer.BadParameter."""
     kind, _, value = text.partition(":")
     try:
         if kind == "poisson" and not value:
