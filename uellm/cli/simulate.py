@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from uellm_scheduler.policies import POLICIES
 from uellm_simulator.arrivals import Gamma, Gaps, Generated, LogNormal, OnOff
+from uellm_simulator.errors import ErrorTable, ErrorTableError
 from uellm_simulator.runs import Paired, Source, Summary, capacity, run, run_all
 from uellm_simulator.scenario import ENGINES, Scenario
 from uellm_simulator.simulate import simulate as play
@@ -22,7 +23,9 @@ from uellm_simulator.traces import TraceError, read_trace
 from uellm_simulator.workload import MEASURED, Predictions, Rules
 
 from uellm.cli.output import print_line, stderr, stdout
+from uellm.cli.recording import write_recording
 from uellm.cli.values import show_seconds
+from uellm.v1.stream_pb2 import DecisionRecord
 
 PROMPTS = LogNormal(median=900.0, spread=1.1, most=4_096)
 ANSWERS = LogNormal(median=130.0, spread=0.95, most=1_500)
@@ -93,6 +96,7 @@ def simulate(
     what_if: Sequence[str],
     seeds: int,
     trace_out: Path | None,
+    decisions: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -107,9 +111,8 @@ def simulate(
         # Arrivals are the same for all: what is tried is another machine before the same world.
         full = capacity(source, base) if base.load else 0.0
         played = _play(source, alternatives, full, seeds, asked.jobs)
-        if trace_out is not None:
-            window = source.window(base.count or 0, base.seed)
-            write_timeline(trace_out, play(window, base, capacity=full).fates)
+        if trace_out is not None or decisions is not None:
+            _write_first(source, base, full, trace_out, decisions)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
@@ -121,6 +124,8 @@ def simulate(
     print_line(stdout, f"[dim]{told}; {asked.count} requests, {seeds} seed{'s'[: seeds > 1]}[/]")
     if trace_out is not None:
         print_line(stdout, f"the first run is in {trace_out}: open it in ui.perfetto.dev")
+    if decisions is not None:
+        print_line(stdout, f"its decisions are in {decisions}: uellm replay --file {decisions} --policy edf")
 
 
 def capacity_of_trace(asked: Asked, policy: str, attainment: float, rate: float, most: int) -> list[Summary]:
@@ -185,6 +190,16 @@ def _play(source: Source, alternatives: Sequence[Alternative], full: float, seed
     return [
         replace(one, runs=tuple(runs[number * seeds : (number + 1) * seeds])) for number, one in enumerate(alternatives)
     ]
+
+
+def _write_first(source: Source, base: Scenario, full: float, trace_out: Path | None, decisions: Path | None) -> None:
+    told: list[tuple[str, DecisionRecord]] = []
+    window = source.window(base.count or 0, base.seed)
+    result = play(window, base, capacity=full, on_decision=lambda name, record: told.append((name, record)))
+    if trace_out is not None:
+        write_timeline(trace_out, result.fates)
+    if decisions is not None:
+        write_recording(decisions, told)
 
 
 def _table(played: Sequence[Alternative]) -> Table:
@@ -271,14 +286,19 @@ def _predictions(text: str, noise: float) -> Predictions:
         return replace(MEASURED, noise=noise)
     if text == "oracle":
         return Predictions(noise=noise)
+    kind, _, value = text.partition(":")
     try:
-        spread = float(text)
-        if 0 < spread <= 3:
-            return Predictions(spread, noise)
+        if text.endswith(".json"):
+            return Predictions(noise=noise, table=ErrorTable.read(Path(text)))
+        if kind == "normal" and 0 < float(value) <= 3:
+            return Predictions(float(value), noise)
+    except (ErrorTableError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--predictions") from None
     except ValueError:
         pass
     raise typer.BadParameter(
-        f"{text!r}: say measured, oracle, or a spread of ln(length) of up to 3", param_hint="--predictions"
+        f"{text!r}: say measured, oracle, normal:SPREAD of ln(length) of up to 3, or a table of errors (.json)",
+        param_hint="--predictions",
     )
 
 
