@@ -70,6 +70,19 @@ def test_more_than_can_be_had(run: Run) -> None:
     assert "1 GPUs keep less than 95%" in err
 
 
+def test_clients_of_a_file_and_drawn_ones(run: Run, tmp_path: Path) -> None:
+    lengths = {"lengths": [20, 30]}
+    windows = [{"start": 0, "seconds": 30, "rate": 2, "prompts": lengths, "answers": lengths}]
+    (tmp_path / "c.json").write_text(json.dumps({"clients": [{"name": name, "windows": windows} for name in "ab"]}))
+    status, out, _ = run("simulate", "--arrivals", tmp_path / "c.json", "--load", 0, "--count", 100, "--json")
+    (found,) = json.loads(out)["alternatives"]
+    assert status == 0
+    assert found["runs"][0]["rate"] == pytest.approx(4, rel=0.3)
+    status, out, _ = run("capacity", "--arrivals", "clients:3", "--count", 40, "--rate", 1, "--json")
+    assert status == 0
+    assert json.loads(out)["gpus"] >= 1
+
+
 @pytest.mark.parametrize("engine", ["static", "continuous"])
 def test_decisions_can_be_replayed(run: Run, tmp_path: Path, engine: str) -> None:
     file = tmp_path / "decisions"
@@ -109,6 +122,8 @@ def test_what_is_no_recording_is_told(run: Run, tmp_path: Path) -> None:
         (("--what-if", "policy=nono"), "is no policy"),
         (("--arrivals", "gamma:x"), "say poisson, gamma:CV"),
         (("--predictions", "magic"), "say measured, oracle"),
+        (("--arrivals", "clients:0"), "say clients:COUNT"),
+        (("--arrivals", "none.json"), "No such file"),
         (("--predictions", "normal:9"), "say measured, oracle"),
         (("--predictions", "none.json"), "No such file"),
     ],

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from uellm_scheduler.policies import POLICIES
 from uellm_simulator.arrivals import Gamma, Gaps, Generated, LogNormal, OnOff
+from uellm_simulator.clients import Drawn, read_clients
 from uellm_simulator.errors import ErrorTable, ErrorTableError
 from uellm_simulator.runs import Paired, Source, Summary, capacity, run, run_all
 from uellm_simulator.scenario import ENGINES, Scenario
@@ -53,7 +54,7 @@ class Asked:
     def source(self) -> Source:
         """Where arrivals come from; raises typer.BadParameter."""
         if self.trace is None:
-            return Source(generated=Generated(_gaps(self.arrivals), PROMPTS, ANSWERS))
+            return _drawn(self.arrivals)
         try:
             return Source(trace=tuple(read_trace(self.trace)))
         except (TraceError, UnicodeDecodeError) as error:
@@ -265,6 +266,21 @@ def _changed(base: Scenario, change: str) -> Scenario:
     return replace(changed, policy=_known(changed.policy))
 
 
+def _drawn(text: str) -> Source:
+    kind, _, value = text.partition(":")
+    if text.endswith(".json"):
+        try:
+            clients = read_clients(Path(text))
+        except (TraceError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--arrivals") from None
+        return Source(generated=clients, rate=clients.rate)
+    if kind == "clients":
+        if not value.isdecimal() or not 1 <= int(value) <= 10_000:
+            raise typer.BadParameter(f"{text!r}: say clients:COUNT, of up to 10,000", param_hint="--arrivals")
+        return Source(generated=Drawn(int(value)))
+    return Source(generated=Generated(_gaps(text), PROMPTS, ANSWERS))
+
+
 def _gaps(text: str) -> Gaps:
     kind, _, value = text.partition(":")
     try:
@@ -277,7 +293,9 @@ def _gaps(text: str) -> Gaps:
     except ValueError:
         pass
     raise typer.BadParameter(
-        f"{text!r}: say poisson, gamma:CV with a CV of up to 20, or onoff:SHARE below 1", param_hint="--arrivals"
+        f"{text!r}: say poisson, gamma:CV with a CV of up to 20, onoff:SHARE below 1, clients:COUNT, or a file of "
+        "clients (.json)",
+        param_hint="--arrivals",
     )
 
 

@@ -28,7 +28,11 @@ TraceFile = Annotated[
 ]
 Count = Annotated[int, typer.Option(min=1, help="Requests that are played; of a trace, from another place by seed.")]
 Arrivals = Annotated[
-    str, typer.Option(help="Without a trace: poisson, gamma:CV (of the gaps), or onoff:SHARE (of time that is on).")
+    str,
+    typer.Option(
+        help="Without a trace: poisson, gamma:CV (of the gaps), onoff:SHARE (of time that is on), clients:COUNT, or a "
+        "file of clients (.json)."
+    ),
 ]
 EngineOption = Annotated[EngineChoice, typer.Option("--engine", help="Fixed batches, or rows that join at any step.")]
 Gpus = Annotated[int, typer.Option(min=1, max=64, help="Engines, one model each.")]
