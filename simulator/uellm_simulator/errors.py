@@ -6,7 +6,7 @@ import json
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from statistics import pstdev
 SHIPPED = Path(__file__).parent / "predictor.json"
 """Of the shipped predictor on prompts that it never saw; `benchmarks/prediction_errors.py` makes it of its card."""
 COLUMNS = ["ln_length", "ln_predicted_over_length", "spread"]
+KNOTS = 64
 NEIGHBOURS = 0.01
 """Of all rows, to either side of the one of like rank."""
 
@@ -25,23 +26,37 @@ class ErrorTableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """The answers of the traffic that is predicted."""
+    """The lengths of the answers of some traffic."""
 
-    ascending: tuple[int, ...]
-    """In tokens."""
+    ascending: tuple[float, ...]
+    """ln(tokens)."""
+    knots: tuple[float, ...]
+    """Of them, at ranks that are evenly spaced from 0 to 1."""
     spread: float
-    """Standard deviation of ln(length)."""
+    """Their standard deviation."""
 
     @classmethod
-    def of(cls, tokens: Iterable[int]) -> Lengths:
+    def of(cls, logarithms: Iterable[float]) -> Lengths:
         """At least one."""
-        ascending = tuple(sorted(tokens))
-        return cls(ascending, pstdev(map(math.log, ascending)))
+        ascending = tuple(sorted(logarithms))
+        last = len(ascending) - 1
+        return cls(ascending, tuple(ascending[round(last * k / KNOTS)] for k in range(KNOTS + 1)), pstdev(ascending))
 
-    def rank(self, tokens: int, draw: random.Random) -> float:
+    def rank(self, logarithm: float, draw: random.Random) -> float:
         """Share of the answers that are shorter, equals in an order that is drawn; 0 to 1."""
-        low, high = bisect_left(self.ascending, tokens), bisect_right(self.ascending, tokens)
+        low, high = bisect_left(self.ascending, logarithm), bisect_right(self.ascending, logarithm)
         return (low + draw.random() * (high - low)) / len(self.ascending)
+
+    def as_in(self, other: Lengths, logarithm: float) -> float:
+        """The length of like rank in other traffic; beyond the own lengths as many standard deviations further."""
+        number = bisect_right(self.knots, logarithm)
+        if number == 0:
+            return other.knots[0] + (logarithm - self.knots[0]) * other.spread / self.spread
+        if number == len(self.knots):
+            return other.knots[-1] + (logarithm - self.knots[-1]) * other.spread / self.spread
+        low, high = self.knots[number - 1], self.knots[number]
+        share = (logarithm - low) / (high - low)
+        return other.knots[number - 1] + share * (other.knots[number] - other.knots[number - 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +64,15 @@ class ErrorTable:
     """Predictions of answers whose lengths are known, shortest first.
 
     Predictors err towards the middle: short answers are predicted too long, long ones too short. So an answer gets the
-    error of one of like rank among its own traffic, as much smaller as its traffic's lengths differ less: levels
-    and order of predictions are as good as the predictor's, whatever the traffic.
+    error of one of like rank among its own traffic, on a scale on which lengths of like rank are the same: levels and
+    order of the predictions are those of the predictor, as far as the traffic's lengths differ.
     """
 
+    lengths: Lengths
     errors: tuple[float, ...]
     """ln(predicted median / length)."""
     spreads: tuple[float, ...]
     """Standard deviation of ln(length) that was told."""
-    length_spread: float
-    """Standard deviation of the ln(length) of them all."""
 
     @classmethod
     def read(cls, path: Path) -> ErrorTable:
@@ -71,22 +85,32 @@ class ErrorTable:
             raise ErrorTableError(f"{path.name} is no table of prediction errors: {error!r}") from None
         if not named:
             raise ErrorTableError(f"{path.name}: the columns are to be {', '.join(COLUMNS)}")
-        deviation = pstdev(lengths)
-        if not (all(map(math.isfinite, (*errors, deviation))) and min(spreads) > 0 and deviation > 0):
+        found = cls(Lengths.of(lengths), errors, spreads)
+        if not (
+            all(map(math.isfinite, (*errors, *spreads))) and min(spreads) > 0 and 0 < found.lengths.spread < math.inf
+        ):
             raise ErrorTableError(f"{path.name}: errors must be finite, spreads above 0, and lengths must differ")
-        return cls(errors, spreads, deviation)
+        return found
 
-    def like(self, tokens: tuple[int, ...]) -> Lengths:
-        """Traffic of these answers, and as various as that which the predictor was tried on."""
-        return Lengths(tokens, self.length_spread)
+    def cdf(self, logarithm: float, among: Lengths, shift: float, draw: random.Random) -> Callable[[float], float]:
+        """Distribution function that is told of an answer, in tokens.
 
-    def draw(self, tokens: int, among: Lengths, draw: random.Random) -> tuple[float, float]:
-        """Error and told spread of an answer's prediction."""
+        Args:
+            logarithm: ln(length) of the answer.
+            among: those of its traffic; they differ.
+            shift: of what is told, in ln(length).
+            draw: source of the error.
+        """
         count, around = len(self.errors), round(NEIGHBOURS * len(self.errors))
-        number = int(among.rank(tokens, draw) * count) + draw.randint(-around, around)
+        number = int(among.rank(logarithm, draw) * count) + draw.randint(-around, around)
         number = min(max(number, 0), count - 1)
-        scale = among.spread / self.length_spread
-        return scale * self.errors[number], scale * self.spreads[number]
+        middle = among.as_in(self.lengths, logarithm) + self.errors[number]
+        scale = self.spreads[number] * math.sqrt(2)
+
+        def cdf(tokens: float) -> float:
+            return 0.5 * math.erfc((middle - among.as_in(self.lengths, math.log(tokens) - shift)) / scale)
+
+        return cdf
 
 
 @cache

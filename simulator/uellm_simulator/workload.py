@@ -12,9 +12,6 @@ from uellm.cost.lengths import LengthDistribution, log_normal_cdf
 from uellm.cost.steps import StepTime
 from uellm_simulator.errors import ErrorTable, Lengths, shipped
 
-LEAST_SPREAD = 1e-3
-"""Of ln(length): a prediction that tells less is one of a single length."""
-
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -64,15 +61,17 @@ class Predictions:
     def of(
         self, output_tokens: int, limit: int, draw: random.Random, among: Lengths | None = None
     ) -> LengthDistribution:
-        """Prediction for an answer, `among` those of its traffic; None: it is as likely a short one as a long one."""
+        """Prediction for an answer, `among` those of its traffic; None: of those of the table."""
         off, unknown = draw.gauss(0.0, 1.0), draw.gauss(0.0, 1.0)
-        error, spread = self.spread * off, self.spread
+        length, shift = math.log(output_tokens), self.noise * unknown
         if self.table is not None:
-            error, spread = self.table.draw(output_tokens, among or self.table.like((output_tokens,)), draw)
-        mu = math.log(output_tokens) + error + self.noise * unknown
-        if spread < LEAST_SPREAD:
-            return _certain(min(limit, max(1, round(math.exp(mu)))), limit)
-        return LengthDistribution.from_cdf(log_normal_cdf(mu, spread), limit)
+            among = among or self.table.lengths
+            if among.spread > 0:
+                return LengthDistribution.from_cdf(self.table.cdf(length, among, shift, draw), limit)
+        elif self.spread:
+            mu = length + self.spread * off + shift
+            return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread), limit)
+        return _certain(min(limit, max(1, round(math.exp(length + shift)))), limit)
 
 
 MEASURED = Predictions(table=shipped())
@@ -119,7 +118,7 @@ def requests_of(
     """
     typical = median(one.output_tokens for one in arrivals)
     prompt = median(one.prompt_tokens for one in arrivals)
-    among = Lengths.of(max(1, one.output_tokens) for one in arrivals)
+    among = Lengths.of(math.log(max(1, one.output_tokens)) for one in arrivals)
     alone = step.alone_seconds(min(round(prompt), context_tokens - 1), max(1.0, typical)) / rules.tightness
     made = []
     for number, one in enumerate(arrivals):

@@ -112,8 +112,8 @@ def test_windows_come_again_and_times_are_scaled():
 def test_rate_and_variation_are_those_of_the_window(variation: float):
     """Also in many short windows, where a burst at each beginning would add up."""
     window = ClientWindow(0, 40.0, 1.0, Listed((1,)), Listed((1,)), variation)
-    counts = [len(list(Client("a", (window,)).arrivals(str(seed)))) for seed in range(400)]
-    assert fmean(counts) == pytest.approx(40, rel=0.12)
+    counts = [len(list(Client("a", (window,)).arrivals(str(seed)))) for seed in range(1_000)]
+    assert fmean(counts) == pytest.approx(40, rel=0.05)
     long = ClientWindow(0, 20_000.0, 1.0, Listed((1,)), Listed((1,)), variation)
     times = [one.seconds for one in Client("a", (long,)).arrivals("0")]
     gaps = [after - before for before, after in pairwise(times)]
