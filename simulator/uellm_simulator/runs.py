@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from uellm_simulator.arrivals import Generated
+from uellm_simulator.clients import Clients, Drawn
 from uellm_simulator.metrics import Metrics
 from uellm_simulator.scenario import Scenario
 from uellm_simulator.simulate import capacity_of, simulate
@@ -45,7 +46,7 @@ class Source:
     """Where arrivals come from: a trace, or a generator."""
 
     trace: tuple[Arrival, ...] = ()
-    generated: Generated | None = None
+    generated: Generated | Clients | Drawn | None = None
     rate: float = 1.0
     """Of what is generated, a second."""
 

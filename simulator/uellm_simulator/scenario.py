@@ -17,7 +17,7 @@ from uellm.v1.stream_pb2 import (
     EngineLimits,
     ModelFacts,
 )
-from uellm_simulator.workload import Rules
+from uellm_simulator.workload import Predictions, Rules
 from uellm_simulator.world import TICK_SECONDS
 
 MODEL = "simulated"
@@ -121,9 +121,8 @@ class Scenario:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _predicted(scenario: Scenario, **changes: float) -> Scenario:
-    rules = scenario.rules
-    return replace(scenario, rules=replace(rules, predictions=replace(rules.predictions, **changes)))
+def _predicted(scenario: Scenario, predictions: Predictions) -> Scenario:
+    return replace(scenario, rules=replace(scenario.rules, predictions=predictions))
 
 
 def _at_least_one(text: str) -> int:
@@ -140,8 +139,8 @@ CHANGES: dict[str, Callable[[Scenario, str], Scenario]] = {
     "engine": lambda one, value: replace(one, engine=ENGINES[value]),
     "load": lambda one, value: replace(one, load=float(value)),
     "tightness": lambda one, value: replace(one, rules=replace(one.rules, tightness=float(value))),
-    "noise": lambda one, value: _predicted(one, noise=float(value)),
-    "spread": lambda one, value: _predicted(one, spread=float(value)),
+    "noise": lambda one, value: _predicted(one, replace(one.rules.predictions, noise=float(value))),
+    "spread": lambda one, value: _predicted(one, replace(one.rules.predictions, spread=float(value), table=None)),
     "seed": lambda one, value: replace(one, seed=int(value)),
 }
 """What can be changed in a scenario, by name; KeyError or ValueError for a value that can't be."""

@@ -10,6 +10,7 @@ from statistics import median
 
 from uellm.cost.lengths import LengthDistribution, log_normal_cdf
 from uellm.cost.steps import StepTime
+from uellm_simulator.errors import ErrorTable, Lengths, shipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +49,33 @@ CLASSES = (
 class Predictions:
     """What is said of an answer's length beforehand.
 
-    The logarithm of the predicted median is off by N(0, `spread`), and the prediction says so; and by N(0, `noise`)
-    besides, of which it does not know. Both 0: an oracle.
+    The logarithm of the predicted median is off by N(0, `spread`), or as a predictor's was (`table`), and the
+    prediction says so; and by N(0, `noise`) besides, of which it does not know. None of them: an oracle.
     """
 
     spread: float = 0.0
     noise: float = 0.0
+    table: ErrorTable | None = None
+    """Instead of the spread."""
 
-    def of(self, output_tokens: int, limit: int, draw: random.Random) -> LengthDistribution:
-        """Prediction for an answer."""
+    def of(
+        self, output_tokens: int, limit: int, draw: random.Random, among: Lengths | None = None
+    ) -> LengthDistribution:
+        """Prediction for an answer, `among` those of its traffic; None: of those of the table."""
         off, unknown = draw.gauss(0.0, 1.0), draw.gauss(0.0, 1.0)
-        if not self.spread:
-            told = min(limit, max(1, round(output_tokens * math.exp(self.noise * unknown))))
-            return _certain(told, limit)
-        mu = math.log(output_tokens) + self.spread * off + self.noise * unknown
-        return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread), limit)
+        length, shift = math.log(output_tokens), self.noise * unknown
+        if self.table is not None:
+            among = among or self.table.lengths
+            if among.spread > 0:
+                return LengthDistribution.from_cdf(self.table.cdf(length, among, shift, draw), limit)
+        elif self.spread:
+            mu = length + self.spread * off + shift
+            return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread), limit)
+        return _certain(min(limit, max(1, round(math.exp(length + shift)))), limit)
 
 
-MEASURED = Predictions(spread=0.82)
-"""As far off as the shipped predictor on prompts that it never saw: |ln(predicted / actual)| is 0.65 in the mean
-(docs/predictor/card.md), and 0.82 is the normal deviation with that mean."""
+MEASURED = Predictions(table=shipped())
+"""As far off as the shipped predictor on prompts that it never saw (docs/predictor/card.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +114,11 @@ def requests_of(
     """Give each line a class and a prediction, drawn by `seed`; what does not fit the context is cut to it.
 
     The draws of a line depend on the seed and on its number only: another rule or load leaves the others as they are.
+    An error that is drawn from a table depends on how long the answer is among the others.
     """
     typical = median(one.output_tokens for one in arrivals)
     prompt = median(one.prompt_tokens for one in arrivals)
+    among = Lengths.of(math.log(max(1, one.output_tokens)) for one in arrivals)
     alone = step.alone_seconds(min(round(prompt), context_tokens - 1), max(1.0, typical)) / rules.tightness
     made = []
     for number, one in enumerate(arrivals):
@@ -125,7 +135,7 @@ def requests_of(
                 completion_seconds=chosen.completion * alone,
                 first_token_seconds=chosen.first_token * alone,
                 confidence=chosen.confidence,
-                predicted=rules.predictions.of(output_tokens, limit, draw),
+                predicted=rules.predictions.of(output_tokens, limit, draw, among),
             )
         )
     return made

@@ -70,6 +70,48 @@ def test_more_than_can_be_had(run: Run) -> None:
     assert "1 GPUs keep less than 95%" in err
 
 
+def test_clients_of_a_file_and_drawn_ones(run: Run, tmp_path: Path) -> None:
+    lengths = {"lengths": [20, 30]}
+    windows = [{"start": 0, "seconds": 30, "rate": 2, "prompts": lengths, "answers": lengths}]
+    (tmp_path / "c.json").write_text(json.dumps({"clients": [{"name": name, "windows": windows} for name in "ab"]}))
+    status, out, _ = run("simulate", "--arrivals", tmp_path / "c.json", "--load", 0, "--count", 100, "--json")
+    (found,) = json.loads(out)["alternatives"]
+    assert status == 0
+    assert found["runs"][0]["rate"] == pytest.approx(4, rel=0.3)
+    status, out, _ = run("capacity", "--arrivals", "clients:3", "--count", 40, "--rate", 1, "--json")
+    assert status == 0
+    assert json.loads(out)["gpus"] >= 1
+
+
+@pytest.mark.parametrize("engine", ["static", "continuous"])
+def test_decisions_can_be_replayed(run: Run, tmp_path: Path, engine: str) -> None:
+    file = tmp_path / "decisions"
+    status, out, _ = run("simulate", "--count", 60, "--load", 1.5, "--engine", engine, "--decisions", file)
+    assert status == 0
+    assert f"uellm replay --file {file}" in "".join(out.splitlines())
+    status, out, _ = run("replay", "--file", file, "--json")
+    verified = json.loads(out)
+    assert (status, verified["bit_for_bit"]) == (0, True)
+    assert verified["asked_again"] == verified["decisions"] > 10
+    status, out, _ = run("replay", "--file", file, "--policy", "edf", "--json")
+    compared = json.loads(out)
+    assert (status, compared["decisions"]) == (0, verified["decisions"])
+    assert compared["dispatched"]["total"] + compared["refused"]["total"] == 60
+    refused = [one["name"] for one in compared["missed_but_dispatched_earlier"]]
+    assert len(refused) == compared["refused"]["earlier"]
+
+
+def test_what_is_no_recording_is_told(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "decisions"
+    assert run("simulate", "--count", 20, "--decisions", file)[0] == 0
+    whole = file.read_bytes()
+    for damaged in (whole[:-3], whole + b"\x05nonsense", b"\x02\x0a\x00"):
+        file.write_bytes(damaged)
+        status, _, err = run("replay", "--file", file)
+        assert status == 1
+        assert "entry" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -80,6 +122,10 @@ def test_more_than_can_be_had(run: Run) -> None:
         (("--what-if", "policy=nono"), "is no policy"),
         (("--arrivals", "gamma:x"), "say poisson, gamma:CV"),
         (("--predictions", "magic"), "say measured, oracle"),
+        (("--arrivals", "clients:0"), "say clients:COUNT"),
+        (("--arrivals", "none.json"), "No such file"),
+        (("--predictions", "normal:9"), "say measured, oracle"),
+        (("--predictions", "none.json"), "No such file"),
     ],
 )
 def test_wrong_input_is_told(run: Run, arguments: tuple[str, ...], says: str) -> None:

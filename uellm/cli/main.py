@@ -199,6 +199,10 @@ def replay_decisions(
     policy: Annotated[str, typer.Option("--policy", help="Ask this one instead of those that decided.")] = "",
     model: Model = "",
     shard: Annotated[int, typer.Option(min=0, help="Of the model's queue, if it has several.")] = 0,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", exists=True, dir_okay=False, help="A recording of `uellm simulate --decisions`."),
+    ] = None,
     state: State = default_folder(),
     as_json: Json = False,
 ) -> None:
@@ -208,9 +212,10 @@ def replay_decisions(
     with needing("scheduler"):
         from uellm.cli import replay as command
 
+    source = command.Source(state, model, shard, file)
     if policy:
-        raise typer.Exit(command.compare(state, model, shard, policy, as_json=as_json))
-    raise typer.Exit(command.verify(state, model, shard, as_json=as_json))
+        raise typer.Exit(command.compare(source, policy, as_json=as_json))
+    raise typer.Exit(command.verify(source, as_json=as_json))
 
 
 @app.command("demo")

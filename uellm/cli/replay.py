@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,46 @@ from uellm_scheduler.policies import POLICIES
 
 from uellm.cli.connect import find
 from uellm.cli.output import print_line, stderr, stdout
+from uellm.cli.recording import read_recording
 from uellm.cli.values import show_seconds
 from uellm.client import Client
 from uellm.rpc.errors import FieldViolation, InvalidArgumentError, NotFoundError
 from uellm.v1.query_pb2 import QUERY_STATE_COMPLETED
+from uellm.v1.stream_pb2 import DecisionRecord
 
 SHOWN = 20
 """Queries that are listed; JSON has all."""
 
 
-def verify(state: Path, model: str, shard: int, *, as_json: bool) -> int:
+Entries = Iterable[tuple[str, DecisionRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a recording lies."""
+
+    state: Path
+    model: str
+    shard: int
+    file: Path | None = None
+    """Instead of the flight recorder of the stack that runs."""
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Entries, Client | None]]:
+        """The entries, and who knows how the queries ended; None: nobody."""
+        if self.file is not None:
+            yield read_recording(self.file), None
+            return
+        endpoints, running = find(self.state)
+        with Client(endpoints, model=self.model or running) as client:
+            yield client.decisions(shard=self.shard), client
+
+
+def verify(source: Source, *, as_json: bool) -> int:
     """Ask each recorded policy again; returns the exit status: 1 if a decision differs."""
-    endpoints, running = find(state)
     decisions, asked, first = 0, 0, {"decision_id": "", "difference": ""}
-    with Client(endpoints, model=model or running) as client, stderr.status("replaying"):
-        for one in replay(client.decisions(shard=shard), POLICIES):
+    with source.opened() as (entries, _), stderr.status("replaying"):
+        for one in replay(entries, POLICIES):
             decisions += 1
             if one.again is None:
                 continue
@@ -51,12 +77,11 @@ def verify(state: Path, model: str, shard: int, *, as_json: bool) -> int:
     return 0 if alike else 1
 
 
-def compare(state: Path, model: str, shard: int, policy: str, *, as_json: bool) -> int:
+def compare(source: Source, policy: str, *, as_json: bool) -> int:
     """Ask another policy about what the recorded ones saw; returns the exit status."""
     other = _policy(policy)
-    endpoints, running = find(state)
-    with Client(endpoints, model=model or running) as client, stderr.status("replaying"):
-        comparison = Comparison.of(replay(client.decisions(shard=shard), POLICIES, other))
+    with source.opened() as (entries, client), stderr.status("replaying"):
+        comparison = Comparison.of(replay(entries, POLICIES, other))
         missed, unknown = _missed(client, comparison.sooner)
     if as_json:
         _print_json(_report(policy, comparison, missed, unknown))
@@ -81,13 +106,16 @@ def _verified(decisions: int, asked: int) -> str:
     return f"{said}; {left:,} are of policies or versions that this version does not have" if left else said
 
 
-def _missed(client: Client, sooner: Iterable[Sooner]) -> tuple[list[tuple[Sooner, str]], int]:
+def _missed(client: Client | None, sooner: Iterable[Sooner]) -> tuple[list[tuple[Sooner, str]], int]:
     """Those that were refused or late in truth, and which it was; of how many the end is not known any more."""
     missed, unknown = [], 0
     for one in sooner:
         if one.refused:
             missed.append((one, "refused"))
         elif one.has_deadline:
+            if client is None:
+                unknown += 1
+                continue
             try:
                 outcome = client.get(one.name).outcome
             except NotFoundError:

@@ -14,6 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 from uellm_scheduler.policies import POLICIES
 from uellm_simulator.arrivals import Gamma, Gaps, Generated, LogNormal, OnOff
+from uellm_simulator.clients import Drawn, read_clients
+from uellm_simulator.errors import ErrorTable, ErrorTableError
 from uellm_simulator.runs import Paired, Source, Summary, capacity, run, run_all
 from uellm_simulator.scenario import ENGINES, Scenario
 from uellm_simulator.simulate import simulate as play
@@ -22,7 +24,9 @@ from uellm_simulator.traces import TraceError, read_trace
 from uellm_simulator.workload import MEASURED, Predictions, Rules
 
 from uellm.cli.output import print_line, stderr, stdout
+from uellm.cli.recording import write_recording
 from uellm.cli.values import show_seconds
+from uellm.v1.stream_pb2 import DecisionRecord
 
 PROMPTS = LogNormal(median=900.0, spread=1.1, most=4_096)
 ANSWERS = LogNormal(median=130.0, spread=0.95, most=1_500)
@@ -50,7 +54,7 @@ class Asked:
     def source(self) -> Source:
         """Where arrivals come from; raises typer.BadParameter."""
         if self.trace is None:
-            return Source(generated=Generated(gaps_of(self.arrivals), PROMPTS, ANSWERS))
+            return _drawn(self.arrivals)
         try:
             return Source(trace=tuple(read_trace(self.trace)))
         except (TraceError, UnicodeDecodeError) as error:
@@ -93,6 +97,7 @@ def simulate(
     what_if: Sequence[str],
     seeds: int,
     trace_out: Path | None,
+    decisions: Path | None,
     *,
     as_json: bool,
 ) -> None:
@@ -107,9 +112,8 @@ def simulate(
         # Arrivals are the same for all: what is tried is another machine before the same world.
         full = capacity(source, base) if base.load else 0.0
         played = _play(source, alternatives, full, seeds, asked.jobs)
-        if trace_out is not None:
-            window = source.window(base.count or 0, base.seed)
-            write_timeline(trace_out, play(window, base, capacity=full).fates)
+        if trace_out is not None or decisions is not None:
+            _write_first(source, base, full, trace_out, decisions)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
@@ -121,6 +125,8 @@ def simulate(
     print_line(stdout, f"[dim]{told}; {asked.count} requests, {seeds} seed{'s'[: seeds > 1]}[/]")
     if trace_out is not None:
         print_line(stdout, f"the first run is in {trace_out}: open it in ui.perfetto.dev")
+    if decisions is not None:
+        print_line(stdout, f"its decisions are in {decisions}: uellm replay --file {decisions} --policy edf")
 
 
 def capacity_of_trace(asked: Asked, policy: str, attainment: float, rate: float, most: int) -> list[Summary]:
@@ -187,6 +193,16 @@ def _play(source: Source, alternatives: Sequence[Alternative], full: float, seed
     ]
 
 
+def _write_first(source: Source, base: Scenario, full: float, trace_out: Path | None, decisions: Path | None) -> None:
+    told: list[tuple[str, DecisionRecord]] = []
+    window = source.window(base.count or 0, base.seed)
+    result = play(window, base, capacity=full, on_decision=lambda name, record: told.append((name, record)))
+    if trace_out is not None:
+        write_timeline(trace_out, result.fates)
+    if decisions is not None:
+        write_recording(decisions, told)
+
+
 def _table(played: Sequence[Alternative]) -> Table:
     table = Table(box=None, header_style="bold")
     headers = ("", "in time/s", "in time", "late", "refused", "useful tokens/s", "p50", "p95", "longest wait", "busy")
@@ -250,6 +266,21 @@ def _changed(base: Scenario, change: str) -> Scenario:
     return replace(changed, policy=_known(changed.policy))
 
 
+def _drawn(text: str) -> Source:
+    kind, _, value = text.partition(":")
+    if text.endswith(".json"):
+        try:
+            clients = read_clients(Path(text))
+        except (TraceError, OSError) as error:
+            raise typer.BadParameter(str(error), param_hint="--arrivals") from None
+        return Source(generated=clients, rate=clients.rate)
+    if kind == "clients":
+        if not value.isdecimal() or not 1 <= int(value) <= 10_000:
+            raise typer.BadParameter(f"{text!r}: say clients:COUNT, of up to 10,000", param_hint="--arrivals")
+        return Source(generated=Drawn(int(value)))
+    return Source(generated=Generated(gaps_of(text), PROMPTS, ANSWERS))
+
+
 def gaps_of(text: str) -> Gaps:
     """Of `poisson`, `gamma:CV` or `onoff:SHARE`; raises typer.BadParameter."""
     kind, _, value = text.partition(":")
@@ -263,7 +294,9 @@ def gaps_of(text: str) -> Gaps:
     except ValueError:
         pass
     raise typer.BadParameter(
-        f"{text!r}: say poisson, gamma:CV with a CV of up to 20, or onoff:SHARE below 1", param_hint="--arrivals"
+        f"{text!r}: say poisson, gamma:CV with a CV of up to 20, onoff:SHARE below 1, clients:COUNT, or a file of "
+        "clients (.json)",
+        param_hint="--arrivals",
     )
 
 
@@ -272,14 +305,19 @@ def _predictions(text: str, noise: float) -> Predictions:
         return replace(MEASURED, noise=noise)
     if text == "oracle":
         return Predictions(noise=noise)
+    kind, _, value = text.partition(":")
     try:
-        spread = float(text)
-        if 0 < spread <= 3:
-            return Predictions(spread, noise)
+        if text.endswith(".json"):
+            return Predictions(noise=noise, table=ErrorTable.read(Path(text)))
+        if kind == "normal" and 0 < float(value) <= 3:
+            return Predictions(float(value), noise)
+    except (ErrorTableError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--predictions") from None
     except ValueError:
         pass
     raise typer.BadParameter(
-        f"{text!r}: say measured, oracle, or a spread of ln(length) of up to 3", param_hint="--predictions"
+        f"{text!r}: say measured, oracle, normal:SPREAD of ln(length) of up to 3, or a table of errors (.json)",
+        param_hint="--predictions",
     )
 
 

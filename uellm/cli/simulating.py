@@ -28,13 +28,18 @@ TraceFile = Annotated[
 ]
 Count = Annotated[int, typer.Option(min=1, help="Requests that are played; of a trace, from another place by seed.")]
 Arrivals = Annotated[
-    str, typer.Option(help="Without a trace: poisson, gamma:CV (of the gaps), or onoff:SHARE (of time that is on).")
+    str,
+    typer.Option(
+        help="Without a trace: poisson, gamma:CV (of the gaps), onoff:SHARE (of time that is on), clients:COUNT, or a "
+        "file of clients (.json)."
+    ),
 ]
 EngineOption = Annotated[EngineChoice, typer.Option("--engine", help="Fixed batches, or rows that join at any step.")]
 Gpus = Annotated[int, typer.Option(min=1, max=64, help="Engines, one model each.")]
 Rows = Annotated[int, typer.Option(min=0, max=1024, help="Rows of one engine; 0: its default.")]
 Predictions = Annotated[
-    str, typer.Option(help="measured (as the shipped predictor), oracle, or the spread of ln(length).")
+    str,
+    typer.Option(help="measured (as the shipped predictor), oracle, normal:SPREAD of ln(length), or a table (.json)."),
 ]
 Noise = Annotated[float, typer.Option(min=0, max=3, help="Further error of ln(length), of which nobody knows.")]
 Tightness = Annotated[float, typer.Option(min=0.01, max=100, help="Deadlines are divided by it.")]
@@ -66,6 +71,10 @@ def simulate(
     trace_out: Annotated[
         Path | None, typer.Option("--trace-out", dir_okay=False, help="Write the first run there, for ui.perfetto.dev.")
     ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option("--decisions", dir_okay=False, help="Write the first run's decisions there, for uellm replay."),
+    ] = None,
     jobs: Jobs = 0,
     as_json: Json = False,
 ) -> None:
@@ -78,7 +87,7 @@ def simulate(
     asked = command.Asked(
         trace, engine.value, gpus, rows, load, count, arrivals, predictions, noise, tightness, seed, jobs
     )
-    command.simulate(asked, policy or ["uellm"], what_if or (), seeds, trace_out, as_json=as_json)
+    command.simulate(asked, policy or ["uellm"], what_if or (), seeds, trace_out, decisions, as_json=as_json)
 
 
 @simulating.command("capacity")
