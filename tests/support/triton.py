@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,11 @@ from uellm.local.triton import EmbeddedTriton, TritonOptions
 TIMEOUT_SECONDS = 60.0
 
 
-def start_triton(folder: Path, backend: str = "hf") -> EmbeddedTriton:
-    """Start an embedded Triton whose repository and state lie in `folder`, and wait until it is ready."""
+def start_triton(folder: Path, backend: str = "hf", added: Mapping[str, Path] | None = None) -> EmbeddedTriton:
+    """Start an embedded Triton whose repository and state lie in `folder`, and wait until it is ready.
+
+    `added` are backends in Python, by name.
+    """
     server = EmbeddedTriton(
         TritonOptions(
             repository=folder / "models",
@@ -32,6 +36,8 @@ def start_triton(folder: Path, backend: str = "hf") -> EmbeddedTriton:
             first_on_path=first_on_path(backend),
         )
     )
+    if added:
+        _add_backends(server, added)
     server.start()
     try:
         server.wait_ready()
@@ -39,6 +45,19 @@ def start_triton(folder: Path, backend: str = "hf") -> EmbeddedTriton:
         server.stop()
         raise
     return server
+
+
+def _add_backends(server: EmbeddedTriton, added: Mapping[str, Path]) -> None:
+    """Beside Triton's own; a backend in Python runs on the Python backend, which must not be a link then."""
+    assert not server.process.running
+    backends = server.options.state / "backends"
+    for link in (backends / "python").iterdir():
+        source = link.resolve()
+        link.unlink()
+        shutil.copy2(source, link)
+    for name, model in added.items():
+        (backends / name).mkdir()
+        shutil.copy2(model, backends / name / "model.py")
 
 
 def write_static_engine(repository: Path, name: str, weights: Path, **parameters: str) -> None:

@@ -81,8 +81,14 @@ def test_eight_gpus_and_a_model_that_fits_one_are_no_pipeline(objective: Objecti
     assert "by " + objective.value + " over 8 devices: no placement is better" in plan.explanation
 
 
-@pytest.mark.parametrize("backend", sorted(set(ENGINES) - {"tensorrtllm"}))  # that one serves built engines
-@pytest.mark.parametrize("kind", [DeviceKind.GPU, DeviceKind.CPU])
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        (backend, kind)
+        for backend in sorted(set(ENGINES) - {"tensorrtllm"})  # that one serves built engines
+        for kind in ENGINES[backend].default_dtype
+    ],
+)
 @pytest.mark.parametrize(
     "shape",
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from uellm_deployer.adapters.repository import ModelRepository
 from uellm_deployer.adapters.tensorrtllm_config import check_engine
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.app.ports import RepositoryEntry
+from uellm_deployer.backends.common.front import Engine, EngineError, facts_of
 from uellm_deployer.backends.common.request import Row, SamplingParameters
 from uellm_deployer.backends.common.rows import Limits, LiveRow
-from uellm_deployer.backends.tensorrtllm.engine import Engine, EngineError, facts_of
+from uellm_deployer.backends.tensorrtllm.engine import TensorRtLlm
 from uellm_deployer.backends.tensorrtllm.inputs import row_tensors, stop_tensors
 from uellm_deployer.domain.built import built_shape
 from uellm_deployer.domain.names import engine_model, is_engine_model, is_triton_model
@@ -228,14 +229,15 @@ class Collected:
 def run(tokens: Sequence[int], error: str = "", **sampling: Any) -> tuple[list[int], str, str]:
     """Tokens, finish reason and error of a row whose engine answers so."""
 
-    def ask(request_id: str, tensors: dict[str, Any]) -> Iterator[Sequence[int]]:
+    def ask(request_id: str, tensors: dict[str, Any]) -> Generator[dict[str, Any]]:
         if "stop" not in tensors:
-            yield from ([token] for token in tokens)
+            for token in tokens:
+                yield {"output_ids": np.array([[[token, -1]]]), "sequence_length": np.array([[1]])}
             if error:
                 raise EngineError(error)
 
     facts = {"kv_bytes_per_token": 4, "vocabulary": 300, "context_limit_tokens": 100}
-    engine = Engine(LIMITS, lambda ids: "".join(map(chr, ids)), facts, 2, ask)
+    engine = Engine(LIMITS, lambda ids: "".join(map(chr, ids)), facts, 2, TensorRtLlm(ask, LIMITS.end_tokens))
     sink = Collected()
     row = Row("r", (5, 6), (), SamplingParameters(**{"max_tokens": 4, **sampling}))
     engine.submit("b", [row], sink, ("", 0))

@@ -17,8 +17,8 @@ from uellm_deployer.backends import backend_files
 from uellm_deployer.backends.common.aggregates import StepLog
 from uellm_deployer.backends.common.request import Row, SamplingParameters
 from uellm_deployer.backends.common.rows import Limits, LiveRow
+from uellm_deployer.backends.common.vllm_sampling import sampling_arguments, stream_seed
 from uellm_deployer.backends.vllm.options import BATCHED_TOKENS, EngineOptions, prepare
-from uellm_deployer.backends.vllm.sampling import sampling_arguments, stream_seed
 from uellm_deployer.backends.vllm.steps import ScheduledRow, Steps
 from uellm_deployer.domain.engines import ENGINES
 

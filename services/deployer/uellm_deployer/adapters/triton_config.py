@@ -8,13 +8,13 @@ from pathlib import Path, PurePosixPath
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from uellm_deployer.adapters import nvidia_vllm_config, tensorrtllm_config
 from uellm_deployer.adapters.entries import CONFIG, PLAN_HASH, VERSION, InvalidEntryError
-from uellm_deployer.adapters.tensorrtllm_config import engine_entry, front_parameters
+from uellm_deployer.adapters.front_config import front_parameters
 from uellm_deployer.app.ports import RepositoryEntry
 from uellm_deployer.backends import backend_files
 from uellm_deployer.backends.common import contract
 from uellm_deployer.backends.hf import contract as hf
-from uellm_deployer.backends.tensorrtllm import contract as tensorrtllm
 from uellm_deployer.backends.vllm import contract as vllm
 from uellm_deployer.domain.engines import ENGINES
 from uellm_deployer.domain.names import is_triton_model
@@ -35,8 +35,8 @@ class TritonRenderer:
         text = text_format.MessageToString(config)
         files = {f"{VERSION}/{path}": source.read_bytes() for path, source in backend_files(plan.spec.backend).items()}
         engine = None
-        if plan.spec.backend == tensorrtllm.ENGINE_BACKEND:
-            engine = engine_entry(plan, self._weights_in_triton(plan.spec.weights_path))
+        if behind := _BEHIND_A_FRONT.get(plan.spec.backend):
+            engine = behind(plan, self._weights_in_triton(plan.spec.weights_path))
         entry = RepositoryEntry(config.name, {CONFIG: text.encode(), **files}, engine)
         if text_format.Parse(text, ModelConfig()) != config:
             raise InvalidEntryError(f"{config.name}: its {CONFIG} does not read back as it was written")
@@ -96,7 +96,13 @@ def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:
     }
 
 
-_OWN_PARAMETERS = {"hf": _hf_parameters, "vllm": _vllm_parameters, tensorrtllm.ENGINE_BACKEND: front_parameters}
+_OWN_PARAMETERS = {
+    "hf": _hf_parameters,
+    "vllm": _vllm_parameters,
+    "nvidia_vllm": front_parameters,
+    "tensorrtllm": front_parameters,
+}
+_BEHIND_A_FRONT = {"nvidia_vllm": nvidia_vllm_config.engine_entry, "tensorrtllm": tensorrtllm_config.engine_entry}
 
 
 def check_entry(entry: RepositoryEntry) -> None:

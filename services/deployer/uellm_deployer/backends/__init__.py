@@ -10,7 +10,7 @@ _PACKAGE = "uellm_backends"
 
 
 def backend_files(backend: str) -> dict[str, Path]:
-    """What a version directory holds for a backend, `hf`, `vllm` or `tensorrtllm`: relative path -> source file."""
+    """What a version directory holds for a backend, `hf` for instance: relative path -> source file."""
     modules = [_FOLDER / "__init__.py", *(_FOLDER / "common").glob("*.py"), *(_FOLDER / backend).glob("*.py")]
     entry = _FOLDER / backend / "model.py"
     packaged = {f"{_PACKAGE}/{file.relative_to(_FOLDER).as_posix()}": file for file in modules if file != entry}

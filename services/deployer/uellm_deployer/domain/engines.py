@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from uellm.cost.kv_config import CacheForm
@@ -90,6 +90,14 @@ ENGINES: dict[str, Engine] = {
         cache_form=CacheForm.COMPACT,
     ),
 }
+ENGINES["nvidia_vllm"] = replace(
+    ENGINES["vllm"],
+    default_dtype={DeviceKind.GPU: "bfloat16"},
+    head_copies_on_cpu={},
+    embedding_copies_on_cpu=0,
+    reserve_bytes={DeviceKind.GPU: ENGINES["vllm"].reserve_bytes[DeviceKind.GPU]},
+    quantised={DeviceKind.GPU: ENGINES["vllm"].quantised[DeviceKind.GPU]},
+)
 """By backend. The environment of `hf` has none of the libraries that transformers needs for quantised weights."""
 
 

@@ -180,10 +180,11 @@ def _elsewhere(answer: Answer) -> Iterable[Plan]:
 
 def _deployment_plan(answer: Answer, plan: Plan, topology: Topology) -> DeploymentPlan:
     (copy,) = unfolded(plan, answer.sizing.shape.built).copies
-    sizing, times = answer.sizing, times_of(copy, answer.sizing, topology)
+    sizing, times, stages = answer.sizing, times_of(copy, answer.sizing, topology), stages_of(copy, answer.sizing)
+    memory = {device.id: device.memory_bytes for device in topology.devices}
     return DeploymentPlan(
         spec=sizing.spec,
-        stages=stages_of(copy, sizing),
+        stages=stages,
         facts=sizing.facts,
         fingerprint=sizing.shape.fingerprint,
         devices=tuple(topology.framework_name(device) for stage in copy.stages for device in stage.device_ids),
@@ -194,4 +195,5 @@ def _deployment_plan(answer: Answer, plan: Plan, topology: Topology) -> Deployme
         lower_bound_seconds=answer.placement.bounds.latency_seconds,
         objective_seconds=plan.latency_seconds,
         explanation="",
+        memory_share=max(stage.total_bytes / memory[device] for stage in stages for device in stage.device_ids),
     ).hashed()

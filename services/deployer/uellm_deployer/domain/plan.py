@@ -131,6 +131,8 @@ class DeploymentPlan:
     objective_seconds: float
     explanation: str
     plan_hash: str = ""
+    memory_share: float = 1.0
+    """The largest share of a device's memory that is needed of any."""
 
     @property
     def triton_model(self) -> str:

@@ -12,6 +12,11 @@ WEIGHTS = "weights"  # folder of a Hugging Face model with safetensors weights
 DTYPE = "dtype"  # name of a torch dtype; default float32
 THREADS = "threads"  # threads torch computes with; default: all cores
 
+# Keys of a front's. It cannot ask its engine what it holds: the figures are the plan's.
+ENGINE_MODEL = "engine_model"  # name of the Triton model that generates
+FACTS = "facts"  # JSON: what the front says of it
+ROWS = "rows"  # rows that are computed at once; more wait
+
 
 @dataclass(frozen=True, slots=True)
 class TensorDeclaration:
@@ -20,6 +25,21 @@ class TensorDeclaration:
     name: str
     data_type: Literal["TYPE_STRING", "TYPE_INT32"]
     dims: tuple[int, ...] = (-1,)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTensor:
+    """An input or output of an engine behind a front."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    optional: bool = True
+
+    @property
+    def scalar(self) -> bool:
+        """One number a row."""
+        return self.dims == (1,)
 
 
 def _strings(*names: str) -> tuple[TensorDeclaration, ...]:

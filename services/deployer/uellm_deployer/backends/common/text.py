@@ -34,6 +34,10 @@ class Text:
         """Text of the tokens without special ones."""
         return str(self._decoder.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """Text of the tokens with special ones, which a tokenizer can read again."""
+        return str(self._decoder.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
     def end_tokens(self, generation: GenerationConfig | None) -> frozenset[int]:
         """The tokens that end an answer: as the model's generation config says, else the tokenizer's."""
         configured = getattr(generation, "eos_token_id", None)

@@ -1,34 +1,13 @@
-"""The model config of TensorRT-LLM's Triton backend as far as it is used, and that of the front; plain data.
+"""The model config of TensorRT-LLM's Triton backend as far as it is used; plain data.
 
 The engine's tensors are those that its own `config.pbtxt` declares. With a batch of one each has 1 as first dimension.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..common.contract import EngineTensor
 
 ENGINE_BACKEND = "tensorrtllm"
-
-# Keys of the front's `parameters`. It cannot ask the engine what it holds: the figures are the plan's.
-ENGINE_MODEL = "engine_model"  # name of the Triton model that generates
-FACTS = "facts"  # JSON: what it says of itself
-ROWS = "rows"  # rows that are computed at once; more wait
-
-
-@dataclass(frozen=True, slots=True)
-class EngineTensor:
-    """An input or output of the engine."""
-
-    name: str
-    data_type: str
-    dims: tuple[int, ...]
-    optional: bool = True
-
-    @property
-    def scalar(self) -> bool:
-        """One number a row."""
-        return self.dims == (1,)
-
 
 ENGINE_INPUTS = (
     EngineTensor("input_ids", "TYPE_INT32", (-1,), optional=False),

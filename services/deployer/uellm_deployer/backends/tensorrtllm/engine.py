@@ -1,201 +1,31 @@
-"""Rows to requests of the TensorRT-LLM model beside this one, and its answers back into batches."""
+"""Rows to requests of TensorRT-LLM, and its answers to tokens."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import logging
-import queue
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Generator, Sequence
 
-from ..common.aggregates import StepLog
-from ..common.desk import Desk, attempt
-from ..common.job import GATHER_SECONDS, Job, Sink
-from ..common.request import BadRow, Row
-from ..common.rows import Limits, LiveRow
+from ..common.front import Ask
+from ..common.rows import LiveRow
 from .inputs import row_tensors, stop_tensors
 
-LOG = logging.getLogger(__name__)
 
-Ask = Callable[[str, dict[str, Any]], Iterator[Sequence[int]]]
-"""Sends tensors to the engine under a request id; yields the new tokens of each answer. Raises EngineError."""
+class TensorRtLlm:
+    """The model of Triton's backend `tensorrtllm`; a request with `stop` ends the one of the same id."""
 
+    name = "TensorRT-LLM"
+    keeps_end_token = True
 
-class EngineError(RuntimeError):
-    """The engine's own words."""
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What came for a row."""
-
-    key: str
-    tokens: tuple[int, ...] = ()
-    over: bool = False
-    error: str = ""
-
-
-WAKE = News("")
-"""Nothing of a row: somebody came or goes."""
-
-
-class Engine(Desk):
-    """Each row is a request of its own: rows join and leave the engine's batch at any step."""
-
-    def __init__(
-        self, limits: Limits, decode: Callable[[Sequence[int]], str], facts: dict[str, Any], rows: int, ask: Ask
-    ) -> None:
-        """`facts`: what is told on `describe`; `rows` are asked for at once, the others wait here."""
-        super().__init__(limits, decode)
-        self._end_tokens = limits.end_tokens
-        self._facts = facts
+    def __init__(self, ask: Ask, end_tokens: Collection[int]) -> None:
         self._ask = ask
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
-        self._rows: dict[str, tuple[Job, LiveRow]] = {}
-        self._begun: set[str] = set()
-        self._numbers = itertools.count()
-        self._asking = ThreadPoolExecutor(rows, "row")
-        self._stops = ThreadPoolExecutor(1, "stop")
-        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
-        self._thread.start()
+        self._end_tokens = end_tokens
 
-    def submit(self, batch_id: str, rows: Sequence[Row | BadRow], sink: Sink, fence: tuple[str, int]) -> None:
-        """As `Desk.submit`."""
-        super().submit(batch_id, rows, sink, fence)
-        self._news.put(WAKE)
+    def generate(self, key: str, row: LiveRow) -> Generator[Sequence[int]]:
+        """As `Behind`."""
+        for outputs in self._ask(key, row_tensors(row, self._end_tokens)):
+            length = int(outputs["sequence_length"].reshape(-1)[0])
+            yield outputs["output_ids"].reshape(-1)[:length].tolist()
 
-    def cancel(self, batch_id: str, row_ids: Collection[str]) -> list[str]:
-        """As `Desk.cancel`."""
-        cancelled = super().cancel(batch_id, row_ids)
-        self._news.put(WAKE)
-        return cancelled
-
-    def describe(self) -> dict[str, Any]:
-        """The answer to the describe action."""
-        running = [job.batch_id for job in self.jobs]
-        return {**self._facts, "batches_running": len(running), "batch_ids": running}
-
-    def close(self) -> None:
-        """Stop; rows that have not ended end as errors, and the engine is told to let go of them."""
-        self.stop()
-        self._thread.join()
-        self._stops.shutdown()
-        self._asking.shutdown()
-
-    def _run(self) -> None:
-        while self.wait():
-            try:
-                self._turn()
-            except Exception as error:
-                LOG.exception("a turn failed")
-                self._fail(f"{type(error).__name__}: {error}")
-        self._fail("the engine is being unloaded")
-
-    def _turn(self) -> None:
-        for job in self.jobs:
-            if job.batch_id not in self._begun:
-                self._begin(job)
-            if job.sink.is_cancelled():
-                job.cancel()
-        self._absorb()
-        self._settle()
-        for job in self.jobs:
-            attempt(job.send_if_due, job)
-
-    def _begin(self, job: Job) -> None:
-        self._begun.add(job.batch_id)
-        job.settle()
-        for row in job.running:
-            key = f"{job.batch_id}/{next(self._numbers)}"
-            self._rows[key] = job, row
-            self._asking.submit(self._follow, key, row)
-
-    def _follow(self, key: str, row: LiveRow) -> None:
-        """In a thread of the row: its answers become news."""
-        if key not in self._rows:
-            return  # it ended while it waited for its turn
-        try:
-            for tokens in self._ask(key, row_tensors(row, self._end_tokens)):
-                self._news.put(News(key, tuple(tokens)))
-            self._news.put(News(key, over=True))
-        except Exception as error:  # noqa: BLE001  (whatever it is, the row must not wait for ever)
-            self._news.put(News(key, over=True, error=str(error) or type(error).__name__))
-
-    def _absorb(self) -> None:
-        """Wait for news, and take all that is there."""
-        try:
-            self._take(self._news.get(timeout=GATHER_SECONDS))
-            while True:
-                self._take(self._news.get_nowait())
-        except queue.Empty:
-            return
-
-    def _take(self, news: News) -> None:
-        if news.key not in self._rows:
-            if news.tokens:  # it has ended here, maybe before the engine knew of it
-                self._stops.submit(self._stop_row, news.key)
-            return
-        _, row = self._rows[news.key]
-        for token in news.tokens:
-            if not row.outcome:
-                row.accept(token)
-        if news.over:
-            del self._rows[news.key]
-            if not row.outcome:
-                self._ended_by_engine(row, news.error)
-
-    def _ended_by_engine(self, row: LiveRow, error: str) -> None:
-        """An end that the tokens do not show: the engine met the end token and kept it for itself, or it failed."""
-        if error or row.row.sampling.ignore_eos or not self._end_tokens:
-            row.fail(error or "TensorRT-LLM has ended the row early")
-        else:
-            row.accept(min(self._end_tokens))
-
-    def _settle(self) -> None:
-        """Let go of rows that have ended here, and of batches of which no row is left."""
-        for job in self.jobs:
-            job.settle()
-        for key, (_, row) in list(self._rows.items()):
-            if row.finish_reason:
-                self._let_go(key)
-        for job in self.jobs:
-            if job.batch_id in self._begun and not job.running:
-                self._end(job)
-
-    def _let_go(self, key: str) -> None:
-        del self._rows[key]
-        self._stops.submit(self._stop_row, key)
-
-    def _stop_row(self, key: str) -> None:
-        try:
-            for _ in self._ask(key, stop_tensors()):
-                pass
-        except Exception:
-            LOG.exception("row %s could not be stopped", key)
-
-    def _end(self, job: Job) -> None:
-        """The engine's steps are not seen from here, so none is reported."""
-        self._begun.discard(job.batch_id)
-        aggregates = StepLog().to_json(0.0, int(self._facts["kv_bytes_per_token"]))
-        attempt(lambda: job.finish(aggregates), job)
-        self.leave(job)
-
-    def _fail(self, message: str) -> None:
-        """End everything that is there as errors."""
-        for key in list(self._rows):
-            self._let_go(key)
-        for job in self.jobs:
-            job.fail(message)
-            self._end(job)
-
-
-def facts_of(text: str) -> dict[str, Any]:
-    """What the front tells of its engine; raises ValueError."""
-    facts = json.loads(text)
-    if not isinstance(facts, dict) or not {"kv_bytes_per_token", "vocabulary", "context_limit_tokens"} <= facts.keys():
-        raise ValueError("model config parameter facts must be a JSON object with the figures of `describe`")
-    return facts
+    def stop(self, key: str) -> None:
+        """As `Behind`."""
+        for _ in self._ask(key, stop_tensors()):
+            pass

@@ -14,7 +14,7 @@ from ..common.aggregates import StepLog
 from ..common.desk import Desk, attempt
 from ..common.job import GATHER_SECONDS, Job
 from ..common.rows import Limits, LiveRow
-from .sampling import sampling_arguments
+from ..common.vllm_sampling import sampling_arguments
 from .steps import Steps
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection
 from typing import Any
 
-from ..common.rows import LiveRow
+from .rows import LiveRow
 
 
 def sampling_arguments(row: LiveRow, end_tokens: Collection[int]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""A front that speaks the engine protocol to a model of NVIDIA's vLLM backend beside it (Triton's backend `vllm`)."""
