@@ -52,8 +52,18 @@ def test_options_are_read_from_the_model_config() -> None:
     for name in ("rows", "context_tokens", "kv_bytes", "page_tokens", "threads"):
         with pytest.raises(ValueError, match=name):
             EngineOptions.from_parameters(PARAMETERS | {name: "-1"})
+    for share in ("0", "1.5", "nan", "much"):
+        with pytest.raises(ValueError, match="memory_share"):
+            EngineOptions.from_parameters(PARAMETERS | {"memory_share": share})
     with pytest.raises(ValueError, match="weights"):
         EngineOptions.from_parameters({})
+
+
+def test_two_deployments_may_share_a_gpu() -> None:
+    """vLLM begins only where the share that it is told is free: by default nearly all of the device."""
+    on_gpu = {"stages": json.dumps([[["cuda:0"], 30]]), "memory_share": "0.31"}
+    assert EngineOptions.from_parameters(PARAMETERS | on_gpu).arguments()["gpu_memory_utilization"] == 0.31
+    assert "gpu_memory_utilization" not in EngineOptions.from_parameters(PARAMETERS).arguments()
 
 
 def test_the_environment_is_prepared_and_the_plan_decides_on_memory() -> None:

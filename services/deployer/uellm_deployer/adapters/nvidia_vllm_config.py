@@ -7,7 +7,6 @@ that its process sees, in their order; which these are, and which layers its sta
 from __future__ import annotations
 
 import json
-import math
 import shlex
 
 from google.protobuf import text_format
@@ -25,8 +24,6 @@ _PREFIX = "cuda:"
 _ARGUMENTS = f"{VERSION}/{contract.ENGINE_ARGUMENTS}"
 _ACTIVATE = f"{VERSION}/{contract.ACTIVATE}"
 _PARTITION = "VLLM_PP_LAYER_PARTITION"
-_SHARE_DIGITS = 10_000
-"""The share of a device's memory is rounded up to one part of so many."""
 
 _ENVIRONMENT = """\
 # Read by the shell in which Triton starts the process of this model.
@@ -75,7 +72,7 @@ def engine_arguments(plan: DeploymentPlan, weights: str) -> dict[str, object]:
         "block_size": engine.page_tokens,
         # The cache is as large as planned, and the share is what must be free when vLLM starts.
         "kv_cache_memory_bytes": max(stage.kv_bytes for stage in stages),
-        "gpu_memory_utilization": min(1.0, math.ceil(plan.memory_share * _SHARE_DIGITS) / _SHARE_DIGITS),
+        "gpu_memory_utilization": plan.memory_utilization,
         "tensor_parallel_size": len(stages[0].device_ids),
         "pipeline_parallel_size": len(stages),
         "disable_log_stats": True,

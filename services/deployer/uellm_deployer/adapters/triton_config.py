@@ -91,6 +91,7 @@ def _vllm_parameters(plan: DeploymentPlan) -> dict[str, str]:
         vllm.PAGE_TOKENS: ENGINES[plan.spec.backend].page_tokens,
     }
     return {
+        vllm.MEMORY_SHARE: str(plan.memory_utilization),
         vllm.STAGES: json.dumps([[devices, stage.layer_count] for devices, stage in stages]),
         **{name: str(number) for name, number in numbers.items()},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
@@ -133,6 +134,11 @@ class DeploymentPlan:
     plan_hash: str = ""
     memory_share: float = 1.0
     """The largest share of a device's memory that is needed of any."""
+
+    @property
+    def memory_utilization(self) -> float:
+        """The same as it is told to an engine: rounded up, at most 1."""
+        return min(1.0, math.ceil(10_000 * self.memory_share) / 10_000)
 
     @property
     def triton_model(self) -> str:

@@ -42,6 +42,7 @@ class EngineOptions:
     context_tokens: int
     kv_bytes: int
     page_tokens: int
+    memory_share: float = 1.0
 
     @staticmethod
     def from_parameters(parameters: Mapping[str, str]) -> EngineOptions:
@@ -55,6 +56,7 @@ class EngineOptions:
             _positive(parameters, common.THREADS) if parameters.get(common.THREADS) else os.cpu_count() or 1,
             parse_stages(parameters.get(contract.STAGES) or ""),
             *(_positive(parameters, name) for name in numbers),
+            _share(parameters.get(contract.MEMORY_SHARE) or "1"),
         )
 
     @property
@@ -88,6 +90,8 @@ class EngineOptions:
             "tensor_parallel_size": len(self.stages[0].devices),
             "pipeline_parallel_size": len(self.stages),
             "distributed_executor_backend": "mp" if len(self.devices) > 1 else "uni",
+            # The cache is as large as planned; the share is only what must be free when vLLM starts.
+            **({} if self.on_cpu else {"gpu_memory_utilization": self.memory_share}),
         }
 
 
@@ -113,3 +117,10 @@ def _positive(parameters: Mapping[str, str], name: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"model config parameter {name} must be a whole number of at least 1, not {text!r}")
     return int(text)
+
+
+def _share(text: str) -> float:
+    share = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"model config parameter {contract.MEMORY_SHARE} must be above 0 and at most 1; got {text!r}")
+    return share
