@@ -1,6 +1,6 @@
 """Run the paper's experiments and print them.
 
-    python -m benchmarks.paper [--jobs 2] [--json FILE]
+python -m benchmarks.paper [--jobs 2] [--json FILE]
 """
 
 from __future__ import annotations

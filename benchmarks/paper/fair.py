@@ -10,6 +10,11 @@ from statistics import fmean
 
 from uellm_scheduler.app.core import SchedulerCore
 from uellm_scheduler.policies import POLICIES
+from uellm_simulator.arrivals import Gamma, Generated, LogNormal
+from uellm_simulator.runs import Paired, Source, capacity, run
+from uellm_simulator.scenario import MODEL, Engine, Scenario
+from uellm_simulator.workload import MEASURED, Predictions
+from uellm_simulator.world import World
 
 from benchmarks.paper.fitting import Fitted
 from benchmarks.paper.section import Cell, Section
@@ -27,11 +32,6 @@ from benchmarks.paper.workload import (
 )
 from uellm.cost.lengths import LengthDistribution
 from uellm.cost.steps import StepTime
-from uellm_simulator.arrivals import Gamma, Generated, LogNormal
-from uellm_simulator.runs import Paired, Source, capacity, run
-from uellm_simulator.scenario import MODEL, Engine, Scenario
-from uellm_simulator.workload import MEASURED, Predictions
-from uellm_simulator.world import World
 
 ROWS = 10
 NAMES = ("fifo", "edf", "sjf", "s3", "odbs", "slo-dbs", "slo-odbs", "saber", "uellm")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
+from uellm_simulator.runs import Paired
 
 from benchmarks.paper.fitting import Fitted
 from benchmarks.paper.section import Cell, Section
@@ -24,7 +25,6 @@ from benchmarks.paper.systems import (
     uncut,
 )
 from benchmarks.paper.workload import answers, queries
-from uellm_simulator.runs import Paired
 
 RUNS = 5
 """Of each system, as the authors made."""
@@ -176,6 +176,20 @@ def reduction(experiments: Sequence[Runs], other: str) -> Paired:
     """Of UELLM-all's latency to another's, less 1: each experiment's means of five runs against each other."""
     ours, theirs = (means(experiments, name, "makespan") for name in (UELLM_ALL.name, other))
     return Paired.of([a / b - 1 for a, b in zip(ours, theirs, strict=True)], [0.0] * len(ours))
+
+
+def by_index(experiments: Sequence[Runs], other: str, figure: str) -> tuple[float, float]:
+    """Least and largest ratio of UELLM-all's run to the other's of the same number; the mean over experiments of each.
+
+    As the paper's headline is made: from the pair of runs that shows most, and the one that shows least.
+    """
+    least, most = [], []
+    for runs in experiments:
+        pairs = zip(runs[UELLM_ALL.name], runs[other], strict=True)
+        ratios = [getattr(ours, figure) / getattr(theirs, figure) for ours, theirs in pairs]
+        least.append(min(ratios))
+        most.append(max(ratios))
+    return fmean(least), fmean(most)
 
 
 def percent(pair: Paired) -> str:

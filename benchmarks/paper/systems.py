@@ -13,16 +13,16 @@ from uellm_scheduler.domain.policy import Policy
 from uellm_scheduler.policies.fifo import Fifo
 from uellm_scheduler.policies.s3 import S3
 from uellm_scheduler.policies.slo_odbs import Constants, SloOdbs
-
-from benchmarks.paper.fitting import Fitted
-from benchmarks.paper.workload import CONTEXT_TOKENS, QuerySpec, as_published, requests
-from uellm.cost.steps import StepTime
 from uellm_simulator.batching import StaticBatching
 from uellm_simulator.engine import Row
 from uellm_simulator.fates import Fate
 from uellm_simulator.scenario import MODEL, Engine, Scenario
 from uellm_simulator.workload import Request
 from uellm_simulator.world import World
+
+from benchmarks.paper.fitting import Fitted
+from benchmarks.paper.workload import CONTEXT_TOKENS, QuerySpec, as_published, requests
+from uellm.cost.steps import StepTime
 
 Cap = Callable[[int, int], int]
 """Most tokens of prompt and answer, given the longest prediction of the batch, and of all batches so far."""
@@ -180,9 +180,7 @@ def _play(
     return together, world.run()
 
 
-def _stress(
-    system: System, asked: Sequence[QuerySpec], lengths: Sequence[int], fitted: Mapping[int, Fitted]
-) -> float:
+def _stress(system: System, asked: Sequence[QuerySpec], lengths: Sequence[int], fitted: Mapping[int, Fitted]) -> float:
     """Seconds of the batches that are served for nobody."""
     if not system.stress_batches:
         return 0.0

@@ -141,7 +141,11 @@ def _errors(groups: Mapping[str, Sequence[Point]]) -> Section:
             rows.append(
                 (name, learner, float(len(points)), float(len({p.configuration for p in points})))
                 + tuple(f"{100 * v:.1f} %" for v in (every.median, every.p90))
-                + (f"{100 * every.bias:+.1f} %", f"{100 * each.median:.1f} %", f"{100 * max(map(abs, each.values)):.1f} %")
+                + (
+                    f"{100 * every.bias:+.1f} %",
+                    f"{100 * each.median:.1f} %",
+                    f"{100 * max(map(abs, each.values)):.1f} %",
+                )
             )
     notes = (
         "Time of a run predicted by a fit to all other configurations: a configuration is a batch size, or a system "

@@ -11,9 +11,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uellm.cost.lengths import LengthDistribution
 from uellm_simulator.scenario import MODEL
 from uellm_simulator.workload import Arrival, Predictions, Request
+
+from uellm.cost.lengths import LengthDistribution
 
 QUERIES = 100
 SLO_SECONDS = ((220, 250), (180, 220), (150, 180), (100, 120), (90, 100))
