@@ -85,8 +85,15 @@ def map_section(fitted: Mapping[int, Fitted]) -> Section:
     for goal in (Goal.LR, Goal.HE, Goal.HELR):
         plan = solve(with_copies(whole), goal, with_alternatives=False).plan
         rows.append(
-            (goal.value, _told(plan), 1e3 * plan.latency_seconds, plan.latency_seconds / one, 1e3 * base, 1.0)
-            + (1 / plan.bottleneck_seconds * one,)
+            (
+                goal.value,
+                _told(plan),
+                1000.0 * plan.latency_seconds,
+                plan.latency_seconds / one,
+                1000.0 * base,
+                1.0,
+                1 / plan.bottleneck_seconds * one,
+            )
         )
     for gpus in (2, 3, 4):
         spans = even_split(Pricing(on(whole, gpus)))
@@ -115,19 +122,34 @@ def map_section(fitted: Mapping[int, Fitted]) -> Section:
         ("alternating map", "1 copy on 2 GPUs, 27 hops", 1e3 * seconds, seconds / one, None, None, one / seconds)
     )
     notes = (
-        "ChatGLM2-6B in half precision on four 24 GiB cards (RTX 3090 is assumed: the logs name neither cards nor "
-        "links), one row. HELR's search is this project's: no dynamic programme is public, the authors' three files hold "
-        "one hand-written map. Priced steps are a roofline with hops; measured ones are the fits to the authors' runs of "
-        f"an even split, half way through {MEASURED_TOKENS} tokens. `device_map=auto` is the map that accelerate itself "
-        "makes; the stages of a split run one after the other, one batch at a time. LR: the least latency; HE: the "
-        "fewest devices; HELR: the least bottleneck, copies allowed, and then latency.",
-        "The roofline ranks the maps as the measurements do, but has a split cost only what goes over the wire, less "
-        "than one per cent. Measured is a third more and above: the framework's hooks and synchronisation, of which a "
-        "prior cannot know. The deployer therefore corrects its price by a trial.",
+        (
+            "ChatGLM2-6B in half precision on four 24 GiB cards (RTX 3090 is assumed: the logs name neither cards nor "
+            "links), one row. HELR's search is this project's: no dynamic programme is public, the authors' three "
+            "files hold "
+            "one hand-written map. Priced steps are a roofline with hops; measured ones are the fits to the authors' "
+            "runs of "
+            f"an even split, half way through {MEASURED_TOKENS} tokens. `device_map=auto` is the map that accelerate "
+            "itself "
+            "makes; the stages of a split run one after the other, one batch at a time. LR: the least latency; HE: the "
+            "fewest devices; HELR: the least bottleneck, copies allowed, and then latency."
+        ),
+        (
+            "The roofline ranks the maps as the measurements do, but has a split cost only what goes over the wire, "
+            "less "
+            "than one per cent. Measured is a third more and above: the framework's hooks and synchronisation, of "
+            "which a "
+            "prior cannot know. The deployer therefore corrects its price by a trial."
+        ),
     )
     header = (
-        "map", "is", "priced step, ms", "to one GPU", "measured step, ms", "to one GPU ", "steps/s of all copies, to one GPU",
-    )  # fmt: skip
+        "map",
+        "is",
+        "priced step, ms",
+        "to one GPU",
+        "measured step, ms",
+        "to one GPU ",
+        "steps/s of all, to one GPU",
+    )
     return Section("Deployment: HELR against splits over four GPUs", notes, header, tuple(rows))
 
 
@@ -166,16 +188,27 @@ def serving_section(pool: Executor, fitted: Mapping[int, Fitted], seeds: int = S
                 policy,
                 fmean(one.makespan for one in runs),
                 f"{ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+                fmean(one.useful_tokens for one in runs),
+                f"{100 * fmean(one.missed for one in runs):.1f} %",
+                f"{100 * fmean(one.busy for one in runs) * four / 4:.0f} %",
             )
-            + (fmean(one.useful_tokens for one in runs), f"{100 * fmean(one.missed for one in runs):.1f} %")
-            + (f"{100 * fmean(one.busy for one in runs) * four / 4:.0f} %",)
         )
     notes = (
-        f"The same hundred queries and answers on each placement, conditions as in the fair comparison; {seeds} seeds, "
-        f"measured step times, the queue looked at every {TICK_SECONDS:g} s. Utilisation is the share of the time in "
-        "which the testbed's four GPUs compute, on average: of a split one at a time.",
+        (
+            f"The same hundred queries and answers on each placement, conditions as in the fair comparison; {seeds} "
+            "seeds, "
+            f"measured step times, the queue looked at every {TICK_SECONDS:g} s. Utilisation is the share of the time "
+            "in "
+            "which the testbed's four GPUs compute, on average: of a split one at a time."
+        ),
     )
     header = (
-        "placement", "policy", "makespan, s", "to one GPU", "useful tokens/s", "missed", "utilisation of the four",
-    )  # fmt: skip
+        "placement",
+        "policy",
+        "makespan, s",
+        "to one GPU",
+        "useful tokens/s",
+        "missed",
+        "utilisation of the four",
+    )
     return Section("Deployment: the hundred queries on each placement", notes, header, tuple(rows))

@@ -125,17 +125,31 @@ def closed_section(pool: Executor, fitted: Mapping[int, Fitted], seeds: int = SE
     for (name, kind, tightness), runs in found.items():
         first = found[NAMES[0], kind, tightness]
         rows.append(
-            (_objectives(tightness), kind, name, fmean(one.makespan for one in runs))
-            + (_against(runs, first, "makespan"), fmean(one.latency for one in runs), _against(runs, first, "latency"))
-            + (fmean(one.useful_tokens for one in runs), _share(one.missed for one in runs))
-            + (_points(runs, first), _share(one.refused for one in runs))
+            (
+                _objectives(tightness),
+                kind,
+                name,
+                fmean(one.makespan for one in runs),
+                _against(runs, first, "makespan"),
+                fmean(one.latency for one in runs),
+                _against(runs, first, "latency"),
+                fmean(one.useful_tokens for one in runs),
+                _share(one.missed for one in runs),
+                _points(runs, first),
+                _share(one.refused for one in runs),
+            )
         )
     notes = (
-        f"One GPU, batches of {ROWS}, rows that leave as they end, nothing cut, the same answers for every policy, "
-        f"objectives drawn without regard to position; {seeds} seeds, differences to fifo with paired 95 % intervals. "
-        "Makespan is the paper's latency; where a policy refuses, it does less work, and its makespan is no gain.",
-        "Predictions: the authors' character counts of other answers; as far off as this project's predictor on "
-        "prompts that it never saw; the truth.",
+        (
+            f"One GPU, batches of {ROWS}, rows that leave as they end, nothing cut, the same answers for every policy, "
+            f"objectives drawn without regard to position; {seeds} seeds, differences to fifo with paired 95 % "
+            "intervals. "
+            "Makespan is the paper's latency; where a policy refuses, it does less work, and its makespan is no gain."
+        ),
+        (
+            "Predictions: the authors' character counts of other answers; as far off as this project's predictor on "
+            "prompts that it never saw; the truth."
+        ),
     )
     header = (
         "objectives", "predictions", "policy", "makespan, s", "to fifo", "mean latency, s", "to fifo ",
@@ -211,18 +225,29 @@ def open_section(pool: Executor, fitted: Mapping[int, Fitted], seeds: int = 5) -
             [100 * one.attainment.in_time for one in runs], [100 * one.attainment.in_time for one in first]
         )
         rows.append(
-            (load, name + (", rows join" if continuous else ""), f"{pair.mean:.1f} %")
-            + (f"{pair.mean - pair.other:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})",)
-            + (_share(one.attainment.late for one in runs), _share(one.attainment.refused for one in runs))
-            + (fmean(one.goodput for one in runs), fmean(one.useful_tokens for one in runs))
-            + tuple(fmean(one.latency[at] for one in runs) for at in (0, 1))
+            (
+                load,
+                name + (", rows join" if continuous else ""),
+                f"{pair.mean:.1f} %",
+                f"{pair.mean - pair.other:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})",
+                _share(one.attainment.late for one in runs),
+                _share(one.attainment.refused for one in runs),
+                fmean(one.goodput for one in runs),
+                fmean(one.useful_tokens for one in runs),
+                *tuple(fmean(one.latency[at] for one in runs) for at in (0, 1)),
+            )
         )
     notes = (
-        f"The same GPU and answers; queries arrive as a Poisson process at a share of what full static batches of "
-        f"{ROWS} serve first come, first served ({full:.2f}/s): {ARRIVALS} of them, the first {WARM_UP} not counted, "
-        f"{seeds} seeds. Predictions as far off as this project's predictor. Objectives are the simulator's classes "
-        "(4, 10 and 30 times what the median answer takes alone; a tenth have none). 'Rows join': the same step times "
-        "with iteration-level batching, ten rows at most, on the same arrivals.",
+        (
+            f"The same GPU and answers; queries arrive as a Poisson process at a share of what full static batches of "
+            f"{ROWS} serve first come, first served ({full:.2f}/s): {ARRIVALS} of them, the first {WARM_UP} not "
+            "counted, "
+            f"{seeds} seeds. Predictions as far off as this project's predictor. Objectives are the simulator's "
+            "classes "
+            "(4, 10 and 30 times what the median answer takes alone; a tenth have none). 'Rows join': the same step "
+            "times "
+            "with iteration-level batching, ten rows at most, on the same arrivals."
+        ),
     )
     header = (
         "load", "policy", "in time", "to fifo, points", "late", "refused", "goodput/s", "useful tokens/s",

@@ -145,19 +145,37 @@ def published_section(experiments: Sequence[Runs]) -> Section:
             spread = None if told[1] is None else f"{_text(told[1], what)} to {_text(told[2], what)}"
             inside = None if told[0] is None or "busy" in what else ("yes" if low <= told[0] <= high else "no")
             rows.append(
-                (name, what, None if told[0] is None else _text(told[0], what), spread, _text(fmean(ours), what))
-                + (f"{_text(low, what)} to {_text(high, what)}", inside)
+                (
+                    name,
+                    what,
+                    None if told[0] is None else _text(told[0], what),
+                    spread,
+                    _text(fmean(ours), what),
+                    f"{_text(low, what)} to {_text(high, what)}",
+                    inside,
+                )
             )
     notes = (
-        f"A hundred queries at once, the SLO rule by position in the file, batches, caps on answers and GPUs as the "
-        f"authors' scripts have them; a batch ends with its longest row. {len(experiments)} experiments of five runs, "
-        "each with queries of its own, played by the scheduler's core and policies on the step times fitted to their "
-        "runs. Latency is theirs: until the last answer. 'Inside': whether their mean lies between the 2.5th and the "
-        "97.5th percentile of our means of five runs.",
-        "Fitted to these systems' own logs are step times, answer lengths (UELLM-deploy), predicted lengths (S3's batch "
-        "sizes), the foreign load on S3, and the seconds of Morphling's reload, which nothing else tells; not fitted are "
-        "all other latencies, steps, misses and throughputs. Their load counts a GPU's kernels (84 % when it computes "
-        "without a pause); ours counts the time in which it computes, a split over G GPUs as 1/G.",
+        (
+            "A hundred queries at once, the SLO rule by position in the file, batches, caps on answers and GPUs as "
+            "the "
+            f"authors' scripts have them; a batch ends with its longest row. {len(experiments)} experiments of five "
+            "runs, "
+            "each with queries of its own, played by the scheduler's core and policies on the step times fitted to "
+            "their "
+            "runs. Latency is theirs: until the last answer. 'Inside': whether their mean lies between the 2.5th and "
+            "the "
+            "97.5th percentile of our means of five runs."
+        ),
+        (
+            "Fitted to these systems' own logs are step times, answer lengths (UELLM-deploy), predicted lengths (S3's "
+            "batch "
+            "sizes), the foreign load on S3, and the seconds of Morphling's reload, which nothing else tells; not "
+            "fitted are "
+            "all other latencies, steps, misses and throughputs. Their load counts a GPU's kernels (84 % when it "
+            "computes "
+            "without a pause); ours counts the time in which it computes, a split over G GPUs as 1/G."
+        ),
     )
     header = ("system", "figure", "published", "min to max", "replica", "95 % of experiments", "inside")
     return Section("As published: their figures and the replica's", notes, header, tuple(rows))
@@ -203,25 +221,29 @@ def ladder_sections(steps: Sequence[Sequence[Runs]]) -> list[Section]:
     tokens: list[tuple[Cell, ...]] = []
     for conditions, experiments in zip(LADDER, steps, strict=True):
         latency.append(
-            (conditions.name, *(percent(reduction(experiments, other.name)) for other in BASELINES))
-            + (f"{100 * fmean(means(experiments, UELLM_ALL.name, 'cut')):.0f} %",)
-            + (f"{100 * fmean(means(experiments, UELLM_ALL.name, 'missed')):.1f} %",)
+            (
+                conditions.name,
+                *(percent(reduction(experiments, other.name)) for other in BASELINES),
+                f"{100 * fmean(means(experiments, UELLM_ALL.name, 'cut')):.0f} %",
+                f"{100 * fmean(means(experiments, UELLM_ALL.name, 'missed')):.1f} %",
+            )
         )
         tokens.append((conditions.name, *(_both_ratios(experiments, other.name) for other in BASELINES)))
     names = tuple(other.name for other in BASELINES)
     return [
         Section(
             "What each confounder is worth: latency",
-            ("UELLM-all's latency against each system's, with the paired 95 % interval over experiments; each row "
-             "keeps the changes above it. On the last rung all four are the same engine with another order: Morphling and "
-             "UELLM-deploy are first come, first served.",),
+            (("UELLM-all's latency against each system's, with the paired 95 % interval over experiments; each row "
+             "keeps the changes above it. On the last rung all four are the same engine with another order: Morphling "
+             "and "
+             "UELLM-deploy are first come, first served."),),
             ("conditions", *names, "UELLM-all's answers cut", "UELLM-all misses"),
             tuple(latency),
         ),
         Section(
             "What each confounder is worth: throughput",
-            ("Throughput of UELLM-all over each system's: padded tokens as the paper counts them / useful tokens, "
-             "those that the answers have.",),
+            (("Throughput of UELLM-all over each system's: padded tokens as the paper counts them / useful tokens, "
+             "those that the answers have."),),
             ("conditions", *names),
             tuple(tokens),
         ),

@@ -148,7 +148,7 @@ def run(system: System, asked: Sequence[QuerySpec], lengths: Sequence[int], fitt
     makespan = max(ends)
     made = [fate.output_tokens for fate in fates]
     useful = sum(min(length, tokens) for length, tokens in zip(lengths, made, strict=True))
-    # The logs' misses of Morphling agree with objectives that count from the end of its stress test, and only with them.
+    # Morphling's misses in the logs are those of objectives that count from the end of its stress test.
     waited = makespan - serving - times.cold_seconds
     late = sum(end - waited > fate.request.completion_seconds for end, fate in zip(ends, fates, strict=True))
     # The stress test holds two GPUs, which compute in turn; while a model is loaded nobody computes.

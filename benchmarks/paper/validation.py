@@ -28,7 +28,10 @@ def least_squares(points: Sequence[Point]) -> Predictor:
 
 
 def live(points: Sequence[Point]) -> Predictor:
-    """The step-time model, as the scheduler learns it: from a roofline on, run by run, outliers given little weight."""
+    """The step-time model, as the scheduler learns it: from a roofline on, run by run, outliers given little weight.
+
+    Live it is told each run of steps with its rows; here one sum a run.
+    """
     base = ROOFLINE[points[0].group.partition(",")[0]] / BANDWIDTH
     mean, deviation = prior_moments(StepTime(base, 0.02 * base, 1e-5 * base, base, base).to_prior("roofline"))
     # The features have no prefill, and two kinds of start.
@@ -139,19 +142,26 @@ def _errors(groups: Mapping[str, Sequence[Point]]) -> Section:
             by = cross_validated(points, learn)
             every, each = Errors(tuple(v for one in by.values() for v in one.values)), together(by)
             rows.append(
-                (name, learner, float(len(points)), float(len({p.configuration for p in points})))
-                + tuple(f"{100 * v:.1f} %" for v in (every.median, every.p90))
-                + (
+                (
+                    name,
+                    learner,
+                    float(len(points)),
+                    float(len({p.configuration for p in points})),
+                    *tuple(f"{100 * v:.1f} %" for v in (every.median, every.p90)),
                     f"{100 * every.bias:+.1f} %",
                     f"{100 * each.median:.1f} %",
                     f"{100 * max(map(abs, each.values)):.1f} %",
                 )
             )
     notes = (
-        "Time of a run predicted by a fit to all other configurations: a configuration is a batch size, or a system "
-        "that served a whole run. Llama was measured in one configuration (one row, one prompt): there single runs are "
-        "held out, which says little. Absolute relative errors; bias above 0: predicted too long. Most runs are of "
-        "batch 1, so that the last two columns count every held-out configuration once, by its mean error.",
+        (
+            "Time of a run predicted by a fit to all other configurations: a configuration is a batch size, or a "
+            "system "
+            "that served a whole run. Llama was measured in one configuration (one row, one prompt): there single "
+            "runs are "
+            "held out, which says little. Absolute relative errors; bias above 0: predicted too long. Most runs are of "
+            "batch 1, so that the last two columns count every held-out configuration once, by its mean error."
+        ),
     )
     header = (
         "model, GPUs", "predicted by", "runs", "configurations", "median", "p90", "bias", "median configuration",
@@ -166,14 +176,17 @@ def _held_out(groups: Mapping[str, Sequence[Point]]) -> Section:
         if len({point.configuration for point in points}) == 1:
             continue
         ours, tokens = (cross_validated(points, LEARNERS[one]) for one in (next(iter(LEARNERS)), "tokens only"))
-        for held in sorted(ours, key=_order):
-            rows.append(
-                (name, held, float(len(ours[held].values)))
-                + tuple(f"{100 * v:+.1f} %" for v in (ours[held].bias, tokens[held].bias))
-            )
+        rows += [
+            (name, held, float(len(ours[held].values)), *map(_signed, (ours[held].bias, tokens[held].bias)))
+            for held in sorted(ours, key=_order)
+        ]
     notes = ("Mean signed error of each configuration that was held out.",)
     header = ("model, GPUs", "held out", "runs", "step-time model", "tokens only")
     return Section("Step-time model: where it is off", notes, header, tuple(rows))
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def _order(name: str) -> tuple[bool, int, str]:
@@ -197,12 +210,19 @@ def _terms(groups: Mapping[str, Sequence[Point]]) -> Section:
             cells.append(f"{factor * whole[term]:.3g} ({least:.3g} to {most:.3g}) {unit}")
         rows.append(tuple(cells))
     notes = (
-        "Fit to all runs of a group (least and largest value as one configuration is left out). A term whose range "
-        "comes near 0 is not identified; a dash: these runs cannot tell it at all. On one GPU all are. On two to four "
-        "the time of a row does not come apart from that of its context (a row's share grows with its length in either "
-        "case), and on two and three nobody served a second batch, so that a warm start is unknown. Not recorded, and "
-        "so in no term: prompt lengths, first-token times, arrivals, rows that end early (in this stack a batch ends "
-        "with its longest row), times of single steps (a run is one sum). Large contexts are three batches that one "
-        "runaway answer held up to 2,013 tokens.",
+        (
+            "Fit to all runs of a group (least and largest value as one configuration is left out). A term whose range "
+            "comes near 0 is not identified; a dash: these runs cannot tell it at all. On one GPU all are. On two to "
+            "four "
+            "the time of a row does not come apart from that of its context (a row's share grows with its length in "
+            "either "
+            "case), and on two and three nobody served a second batch, so that a warm start is unknown. Not recorded, "
+            "and "
+            "so in no term: prompt lengths, first-token times, arrivals, rows that end early (in this stack a batch "
+            "ends "
+            "with its longest row), times of single steps (a run is one sum). Large contexts are three batches that "
+            "one "
+            "runaway answer held up to 2,013 tokens."
+        ),
     )
     return Section("Step-time model: what the runs identify", notes, ("model, GPUs", "condition", *TERMS), tuple(rows))
