@@ -23,7 +23,6 @@ from uellm_simulator.runs import Paired
 from benchmarks.paper.fair import SEEDS, TICK_SECONDS, closed
 from benchmarks.paper.fitting import Fitted
 from benchmarks.paper.section import Cell, Section
-from benchmarks.placement.accelerate_maps import Skeleton, ends_apart
 from benchmarks.placement.baselines import even_split
 from benchmarks.placement.cases import llama
 
@@ -77,6 +76,9 @@ def measured_step(times: Fitted) -> float:
 
 def map_section(fitted: Mapping[int, Fitted]) -> Section:
     """What each map takes for a step: HELR's prices, and the steps fitted to their runs."""
+    # It brings torch, of which nothing else here has need.
+    from benchmarks.placement.accelerate_maps import Skeleton, ends_apart
+
     whole = problem()
     layers = len(whole.model.layers)
     one = step_seconds(whole, [Span((0,), 0, layers)])
