@@ -140,8 +140,8 @@ def test_what_is_drawn_has_the_published_statistics() -> None:
     lengths = [length for seed in range(40) for length in answers(queries(seed), str(seed))]
     assert 0.005 < sum(length > 2_048 for length in lengths) / len(lengths) < 0.017
     assert fmean(min(length, 2_030) for length in lengths) == pytest.approx(212, rel=0.06)
-    longest = fmean(max(query.predicted_tokens for query in queries(seed)) for seed in range(40))
-    assert longest == pytest.approx(709, rel=0.25)
+    longest = sorted(max(query.predicted_tokens for query in queries(seed)) for seed in range(40))
+    assert longest[4] < 709 < longest[-5]
 
 
 def test_fair_runs_have_the_same_answers_whatever_the_policy() -> None:
