@@ -212,14 +212,19 @@ def _terms(groups: Mapping[str, Sequence[Point]]) -> Section:
     notes = (
         (
             "Fit to all runs of a group (least and largest value as one configuration is left out). A term whose range "
-            "comes near 0, or is wide, is not identified; a dash: these runs cannot tell it at all. Steps and contexts are "
-            "told on all; a row's own time is within a factor of two on one GPU, of four on two, and not at all on more. "
+            "comes near 0, or is wide, is not identified; a dash: these runs cannot tell it at all. Steps and "
+            "contexts are "
+            "told on all; a row's own time is within a factor of two on one GPU, of four on two, and not at all on "
+            "more. "
             "On two and three GPUs nobody served a second batch; on one, a warm start is known to a factor of twenty."
         ),
         (
-            "Not recorded, and so in no term: prompt lengths, first-token times, arrivals, rows that end early (there a "
-            "batch ends with its longest row), single steps (a run is one sum). Long contexts come from the batches that "
-            "one runaway answer held up to the cap. What the scheduler learns live is worse here than least squares: it is "
+            "Not recorded, and so in no term: prompt lengths, first-token times, arrivals, rows that end early (there "
+            "a "
+            "batch ends with its longest row), single steps (a run is one sum). Long contexts come from the batches "
+            "that "
+            "one runaway answer held up to the cap. What the scheduler learns live is worse here than least squares: "
+            "it is "
             "made for runs of steps, not for sums of whole runs, and counts a batch unlike the others as an outlier."
         ),
     )
