@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --follow-imports=silent benchmarks/*.py benchmarks/placement/*.py
+	$(BIN)/mypy --follow-imports=silent benchmarks/*.py benchmarks/paper/*.py benchmarks/placement/*.py
 	$(BIN)/python tools/protos.py check
 	$(BIN)/python tools/protos.py lint
 	$(BIN)/python tools/protos.py breaking
