@@ -37,10 +37,11 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The first column names the row."""
+    """The first column names the row; the others are numbers, or words."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,8 @@ def _markdown(block: Block) -> str:
             return text
         case Points(items):
             return "\n".join(f"- {item}" for item in items)
-        case Table(header, rows):
-            ruler = "|---|" + "---:|" * (len(header) - 1)
+        case Table(header, rows, words):
+            ruler = "|---|" + ("---|" if words else "---:|") * (len(header) - 1)
             return "\n".join([_line(header), ruler, *map(_line, rows)])
         case Figures():
             return ""
@@ -96,15 +97,17 @@ def html(blocks: Sequence[Block]) -> str:
 def _html(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f'<h{level} id="{block.anchor}">{_inline(text)}</h{level}>'
+            anchor = f' id="{block.anchor}"' if level == 2 else ""
+            return f"<h{level}{anchor}>{_inline(text)}</h{level}>"
         case Text(text):
             return f"<p>{_inline(text)}</p>"
         case Points(items):
             return "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>"
-        case Table(header, rows):
+        case Table(header, rows, words):
+            kind = "wide words" if words else "wide"
             head = "".join(f'<th scope="col">{_inline(cell)}</th>' for cell in header)
             body = "\n".join(_row(row) for row in rows)
-            return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         case Figures(figures):
             return '<div class="plots">' + "\n".join(map(_figure, figures)) + "</div>"
 
@@ -123,5 +126,6 @@ def _figure(figure: Figure) -> str:
 def _inline(text: str) -> str:
     shown = escape(text, quote=False)
     shown = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", shown)
+    shown = re.sub(r"(?<![*\w])\*([^*\s][^*]*)\*", r"<em>\1</em>", shown)
     shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown)
     return re.sub(r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>', shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,25 @@ from benchmarks.evaluation.content import Block, Heading, Table, Text
 from benchmarks.evaluation.svg import number
 
 PAPER = "benchmarks.paper"
+LONG = 24
+"""Characters of a cell that is a sentence more than a figure."""
 
 
 def other_sections(cache: Cache, jobs: int, data: Path) -> list[Block]:
     """The paper's experiments; data: folder of the authors' measurements."""
-    blocks: list[Block] = []
-    for one in paper_sections(cache, jobs, data):
-        blocks += section(one)
-    return blocks
+    paper = paper_sections(cache, jobs, data)
+    return [Heading("The paper's experiments"), *chain.from_iterable(map(section, paper))] if paper else []
 
 
 def paper_sections(cache: Cache, jobs: int, data: Path) -> list[dict[str, Any]]:
     """As `Section.to_json` has them; played once for the same code and data."""
     if importlib.util.find_spec(PAPER) is None:
         return []
-    package = importlib.import_module(PAPER)
+    folders = [
+        Path(folder) for name in (PAPER, "uellm_deployer.domain") for folder in importlib.import_module(name).__path__
+    ]
     points = data / "uellm_points.csv"
-    code = code_digest([*DETERMINING, *map(Path, package.__path__), *([points] if points.exists() else [])])
+    code = code_digest([*DETERMINING, *folders, *([points] if points.exists() else [])])
     key = f"paper-{code}"
     if (found := cache.find(key)) is None:
         tables = importlib.import_module(f"{PAPER}.tables")
@@ -41,10 +44,11 @@ def paper_sections(cache: Cache, jobs: int, data: Path) -> list[dict[str, Any]]:
 def section(content: dict[str, Any]) -> list[Block]:
     """A section's blocks."""
     rows: Sequence[Sequence[Any]] = content["rows"]
+    words = any(isinstance(cell, str) and len(cell) > LONG for row in rows for cell in row[1:])
     return [
-        Heading(content["title"]),
+        Heading(content["title"], 3),
         *map(Text, content["notes"]),
-        Table(content["header"], [[shown(cell) for cell in row] for row in rows]),
+        Table(content["header"], [[shown(cell) for cell in row] for row in rows], words),
     ]
 
 

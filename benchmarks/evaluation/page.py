@@ -27,14 +27,15 @@ table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabu
 th, td { padding: .32rem .6rem; border-bottom: 1px solid var(--rule); text-align: right; vertical-align: top; }
 th:first-child, tbody th { text-align: left; font-weight: 500; } thead th { color: var(--soft); font-weight: 600; }
 tbody tr:nth-child(even) { background: var(--band); }
-.words td { text-align: left; }
+.words th, .words td { text-align: left; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1.4rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; font-size: .92rem; margin-bottom: .2rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 .grid { stroke: var(--rule); fill: none; } .axis { stroke: var(--soft); fill: none; }
-.line { fill: none; stroke: var(--tint); stroke-width: 1.7; } .thin { stroke-width: 1.1; }
-.line.ours { stroke-width: 2.8; } .line.seer { stroke-dasharray: 5 4; } .dot, .bar { fill: var(--tint); }
+.line { fill: none; stroke: var(--tint); stroke-width: 1.7; }
+.line.ours { stroke-width: 2.8; } .line.thin { stroke-width: 1.2; stroke-dasharray: none; }
+.line.seer { stroke-dasharray: 5 4; } .dot, .bar { fill: var(--tint); }
 .names { display: flex; flex-wrap: wrap; gap: .1rem .9rem; font-size: .82rem; color: var(--soft); }
 .names i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .3rem;
   background: var(--tint); vertical-align: -.08rem; }

@@ -18,7 +18,7 @@ MICRO = 1e6
 CDF = (*(number / 20 for number in range(20)), 0.97, 0.99, 1.0)
 """At these shares of the completed requests a distribution is kept."""
 SHOWN_BATCHES = 6
-"""So many batches of the mean length are shown in a timeline."""
+"""A timeline is as long as the arrivals of so many full batches."""
 
 
 def measure_capacity(source: Source, scenario: Scenario, _: float) -> float:
@@ -42,12 +42,14 @@ def measure_run(source: Source, scenario: Scenario, full: float) -> dict[str, An
 
 
 def measure_timeline(source: Source, scenario: Scenario, full: float) -> dict[str, Any]:
-    """What is on the first engine in the middle of a run: places with begins and ends, from the window's begin."""
+    """What is on the first engine in the middle of the arrivals, the same time under every policy; from its begin."""
     result = _play(source, scenario, full)
+    arrivals = [fate.request.arrival.seconds for fate in result.fates]
+    middle = len(arrivals) // 2
+    last = min(len(arrivals) - 1, middle + SHOWN_BATCHES * scenario.engine.rows)
+    begin, length = arrivals[middle] * MICRO, (arrivals[last] - arrivals[middle]) * MICRO
     events = events_of(result.fates)
     slices = [event for event in events if event["ph"] == "X" and event["pid"] == 1]
-    length = SHOWN_BATCHES * sum(event["dur"] for event in slices) / len(slices)
-    begin = slices[len(slices) // 2]["ts"]
     shown = [one for one in slices if one["ts"] < begin + length and one["ts"] + one["dur"] > begin]
     refused = [one["ts"] for one in events if one["ph"] == "i" and begin <= one["ts"] < begin + length]
     return {

@@ -53,7 +53,7 @@ def goal_list(results: Results) -> list[Block]:
     return [
         Heading("Goals"),
         Text(f"Of `{OURS}`; {kept} of {len(asked)} are kept. Loads are shares of the capacity."),
-        Table(["goal", "where", "measured", ""], rows),
+        Table(["goal", "where", "measured", ""], rows, words=True),
     ]
 
 
@@ -295,5 +295,5 @@ def method(results: Results, capacities: Mapping[Point, float]) -> list[Block]:
         Heading("How it was measured"),
         Points([" ".join(part.split()) for part in METHOD]),
         Table(["capacity", "requests a second"], rates),
-        Table(["policy", "what it is"], policies),
+        Table(["policy", "what it is"], policies, words=True),
     ]

@@ -76,13 +76,15 @@ class Sweep:
     def _run(self, title: str, jobs: Sequence[Job]) -> dict[Point, Any]:
         found = {job.point: self._cache.find(job.key) for job in jobs}
         missing = [job for job in jobs if found[job.point] is None]
+        quiet = not self.console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, *times, console=self.console, transient=True) as progress:
+        with Progress(*columns, *times, console=self.console, transient=True, disable=quiet) as progress:
             shown = progress.add_task(title, total=len(jobs), completed=len(jobs) - len(missing))
             for job, result in self._results(missing):
                 self._cache.keep(job.key, result)
-                found[job.point] = result
+                # As it will be found the next time.
+                found[job.point] = self._cache.find(job.key)
                 progress.advance(shown)
         return found
 
