@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evaluation import story
+from benchmarks.evaluation import factors, story
 from benchmarks.evaluation.cache import Cache, code_digest
 from benchmarks.evaluation.content import Block, markdown
 from benchmarks.evaluation.grid import QUICK, Point, Size, full_grid, main_grid, quick_grid
@@ -65,8 +65,9 @@ def report(played: Played, sources: Sequence[str], others: Sequence[Block]) -> l
         *story.outcomes(results),
         *story.times(results),
         *story.timelines(played.timelines),
-        *story.sensitivity(results),
-        *story.confidences(results),
+        *factors.sensitivity(results),
+        *factors.confidences(results),
+        *factors.yardsticks(results),
         *others,
         *story.method(results, played.capacities),
     ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from uellm_scheduler.policies import POLICIES
+from uellm_simulator import simulate
 from uellm_simulator.scenario import ENGINES, Scenario
 from uellm_simulator.workload import CLASSES, MEASURED, Predictions, Rules
 
@@ -86,8 +87,8 @@ QUICK = Size(requests=80, warm_up=20, seeds=2)
 
 
 def known_policies() -> tuple[str, ...]:
-    """All that the scheduler has."""
-    return tuple(POLICIES)
+    """All that a scenario may name."""
+    return tuple(getattr(simulate, "PLAYED", POLICIES))
 
 
 def main_grid(size: Size) -> list[Point]:

@@ -48,7 +48,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 def page(title: str, blocks: Sequence[Block]) -> str:
     """The whole file."""
     chapters = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
-    links = "".join(f'<a href="#{one.anchor}">{escape(one.text)}</a>' for one in chapters)
+    links = "\n".join(f'<a href="#{one.anchor}">{escape(one.text)}</a>' for one in chapters)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

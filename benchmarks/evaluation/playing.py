@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,8 @@ from uellm_simulator.runs import Source, capacity
 from uellm_simulator.scenario import Scenario
 from uellm_simulator.simulate import Result, simulate
 from uellm_simulator.timeline import events_of
+
+from benchmarks.evaluation.grid import CLAIRVOYANT
 
 MICRO = 1e6
 CDF = (*(number / 20 for number in range(20)), 0.97, 0.99, 1.0)
@@ -34,6 +38,7 @@ def measure_run(source: Source, scenario: Scenario, full: float) -> dict[str, An
     refused = [fate for fate in fates if fate.refused]
     return {
         **result.metrics.to_json(),
+        "bound": bound_of(result) if scenario.policy == CLAIRVOYANT else None,
         "rate": result.rate,
         "latency_cdf": _quantiles([fate.latency for fate in completed], CDF),
         "first_token_cdf": _quantiles([fate.first_token for fate in completed], CDF),
@@ -65,6 +70,14 @@ def measure_timeline(source: Source, scenario: Scenario, full: float) -> dict[st
 
 Task = Callable[[Source, Scenario, float], Any]
 TASKS: Mapping[str, Task] = {"capacity": measure_capacity, "run": measure_run, "timeline": measure_timeline}
+
+
+def bound_of(result: Result) -> float | None:
+    """Goodput that no schedule can exceed, of the same requests; None where the simulator proves none."""
+    name = "uellm_simulator.bound"
+    if importlib.util.find_spec(name) is None:
+        return None
+    return float(importlib.import_module(name).bound_of(result))
 
 
 def _play(source: Source, scenario: Scenario, full: float) -> Result:

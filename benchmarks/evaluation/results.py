@@ -43,6 +43,11 @@ def of_class(name: str) -> Figure:
     return lambda run: float(run["by_class"][name]["in_time"]) if name in run["by_class"] else math.nan
 
 
+def bound(run: Mapping[str, Any]) -> float:
+    """Of goodput; not a number where none is proven."""
+    return float(run["bound"]) if run.get("bound") is not None else math.nan
+
+
 def refused_after(run: Mapping[str, Any]) -> float:
     """Median, as a share of the time there was; not a number where nothing was refused."""
     return float(run["refused_after"]) if run["attainment"]["refused"] else math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from uellm_scheduler.policies import POLICIES
 
 from benchmarks.evaluation.content import Block, Figures, Heading, Points, Table, Text
-from benchmarks.evaluation.goals import LEAD_FROM, OVERLOAD, best_rival, goals, misses
-from benchmarks.evaluation.grid import CLAIRVOYANT, OURS, PREDICTIONS, Point, Size
-from benchmarks.evaluation.plots import distribution_plot, factor_plot, load_plot, timeline_plot
+from benchmarks.evaluation.goals import LEAD_FROM, OVERLOAD, best_rival, goals
+from benchmarks.evaluation.grid import CLAIRVOYANT, OURS, Point, Size
+from benchmarks.evaluation.plots import distribution_plot, load_plot, timeline_plot
 from benchmarks.evaluation.results import (
     PLACES,
     Figure,
@@ -24,7 +23,7 @@ from benchmarks.evaluation.results import (
     refused_after,
     share,
 )
-from benchmarks.evaluation.svg import number
+from benchmarks.evaluation.svg import percent, show
 from benchmarks.evaluation.traces import TENANTS
 
 CLASSES = ("interactive", "standard", "relaxed")
@@ -111,7 +110,7 @@ def lead(results: Results, ours: Point) -> str:
 
 
 def _goodput(results: Results, base: Point, policy: str, load: float) -> str:
-    return _show(results.mean(replace(base, policy=policy, load=load), goodput))
+    return show(results.mean(replace(base, policy=policy, load=load), goodput))
 
 
 def _difference(results: Results, base: Point, policy: str, load: float) -> str:
@@ -127,28 +126,20 @@ Column = tuple[Figure, Callable[[float], str]]
 """A figure, and how it is shown."""
 
 
-def _show(value: float) -> str:
-    return "" if math.isnan(value) else number(value)
-
-
-def _percent(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.1%}"
-
-
 FATES: Mapping[str, Column] = {
-    "in time": (share("in_time"), _percent),
-    "late": (share("late"), _percent),
-    "refused": (share("refused"), _percent),
-    "refused after": (refused_after, _percent),
-    **{name: (of_class(name), _percent) for name in CLASSES},
-    "useful tokens/s": (plain("useful_tokens"), _show),
+    "in time": (share("in_time"), percent),
+    "late": (share("late"), percent),
+    "refused": (share("refused"), percent),
+    "refused after": (refused_after, percent),
+    **{name: (of_class(name), percent) for name in CLASSES},
+    "useful tokens/s": (plain("useful_tokens"), show),
 }
 TIMES: Mapping[str, Column] = {
-    **{f"first token {place}": (quantile("first_token", place), _show) for place in PLACES},
-    **{f"completion {place}": (quantile("latency", place), _show) for place in PLACES},
-    "longest wait": (plain("longest_wait"), _show),
-    "Jain": (plain("jain"), _show),
-    "engine busy": (plain("utilisation"), _percent),
+    **{f"first token {place}": (quantile("first_token", place), show) for place in PLACES},
+    **{f"completion {place}": (quantile("latency", place), show) for place in PLACES},
+    "longest wait": (plain("longest_wait"), show),
+    "Jain": (plain("jain"), show),
+    "engine busy": (plain("utilisation"), percent),
 }
 
 
@@ -188,7 +179,7 @@ def times(results: Results) -> list[Block]:
 def _by_policy(results: Results, base: Point, columns: Mapping[str, Column]) -> list[Block]:
     policies = results.policies(trace=base.trace, engine=base.engine, load=base.load)
     rows = [
-        [f"`{name}`", *(show(results.mean(replace(base, policy=name), figure)) for figure, show in columns.values())]
+        [f"`{name}`", *(shown(results.mean(replace(base, policy=name), figure)) for figure, shown in columns.values())]
         for name in policies
     ]
     heading = f"{base.trace}, {base.engine} engine".capitalize()
@@ -211,65 +202,6 @@ def timelines(shown: Mapping[Point, Any]) -> list[Block]:
     ]
 
 
-def sensitivity(results: Results) -> list[Block]:
-    """One factor at a time."""
-    base = Point()
-    cells: Mapping[str, tuple[Sequence[Any], Callable[[str, Any], Point]]] = {
-        "tightness of deadlines": (
-            (0.5, 1.0, 2.0),
-            lambda name, value: replace(base, policy=name, tightness=value),
-        ),
-        "predictions": (tuple(PREDICTIONS), lambda name, value: replace(base, policy=name, predictions=value)),
-        "GPUs": ((1, 4, 8), lambda name, value: replace(base, policy=name, gpus=value)),
-    }
-    told = (
-        f"Around the base point (`{base.trace}`, {base.engine} engine, load {base.load:g}, one GPU), one factor at a "
-        "time: the share in time of what was submitted. Deadlines are divided by the tightness; to *measured* "
-        "predictions an error of ln(length) is added of which nobody knows; with more GPUs the same share of their "
-        "capacity arrives."
-    )
-    plots = [factor_plot(results, title, values, cell_of) for title, (values, cell_of) in cells.items()]
-    blocks: list[Block] = [Heading("Sensitivity"), Text(told), Figures([plot for plot in plots if plot])]
-    for title, (values, cell_of) in cells.items():
-        blocks += _factor_table(results, title, values, cell_of)
-    return blocks if len(blocks) > 3 else []
-
-
-def _factor_table(
-    results: Results, title: str, values: Sequence[Any], cell_of: Callable[[str, Any], Point]
-) -> list[Block]:
-    there = [value for value in values if cell_of(OURS, value) in results.cells]
-    names = dict.fromkeys(cell.policy for cell in results.cells)
-    varied = [name for name in names if sum(cell_of(name, value) in results.cells for value in there) > 1]
-    if len(there) < 2:
-        return []
-    rows = [
-        [f"`{name}`", *(_percent(results.mean(cell_of(name, value), share("in_time"))) for value in there)]
-        for name in sorted(varied, key=lambda name: name != OURS)
-    ]
-    return [Table([title, *map(str, there)], rows)]
-
-
-def confidences(results: Results) -> list[Block]:
-    """Miss rates."""
-    found = sorted(
-        cell for cell in results.cells if cell == replace(Point(cell.trace, cell.engine), confidence=cell.confidence)
-    )
-    if not found:
-        return []
-    rows = []
-    for cell in found:
-        late, answers = misses(results, cell)
-        rate = late / max(1, answers)
-        counted = f"{late:,} of {answers:,}"
-        rows.append([f"{cell.trace}, {cell.engine}", f"{cell.confidence:g}", counted, _percent(rate)])
-    told = (
-        "A deadline may ask for a confidence. Of the queries that were dispatched, at most 1 - confidence should be "
-        f"late; under `{OURS}` at load {Point().load:g}:"
-    )
-    return [Heading("Confidence"), Text(told), Table(["", "confidence", "late", "share"], rows)]
-
-
 METHOD = (
     """Load is a share of the capacity: what the same engines serve a second, first come first served, while 1,000
     requests wait at once. The trace is sped up or slowed down to it; its bursts stay.""",
@@ -287,7 +219,7 @@ METHOD = (
 def method(results: Results, capacities: Mapping[Point, float]) -> list[Block]:
     """How, and what it does not say."""
     rates = [
-        [f"{point.trace}, {point.engine}, {point.gpus} GPU", _show(rate)] for point, rate in sorted(capacities.items())
+        [f"{point.trace}, {point.engine}, {point.gpus} GPU", show(rate)] for point, rate in sorted(capacities.items())
     ]
     names = dict.fromkeys(cell.policy for cell in results.cells)
     policies = [[f"`{name}`", POLICIES[name].info.description] for name in names if name in POLICIES]

@@ -114,6 +114,16 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
 
 
+def show(value: float) -> str:
+    """As `number`; empty for what is not one."""
+    return "" if math.isnan(value) else number(value)
+
+
+def percent(value: float) -> str:
+    """A share; empty for what is not a number."""
+    return "" if math.isnan(value) else f"{value:.1%}"
+
+
 def _title(text: str) -> str:
     return f"<title>{escape(text)}</title>" if text else ""
 
