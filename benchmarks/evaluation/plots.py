@@ -137,7 +137,7 @@ def factor_plot(
             if math.isfinite(low):
                 plot.interval(at, low, high, colour(name))
             plot.dot((at, results.mean(cell, share("in_time"))), colour(name), name)
-    return Figure(plot.svg(), title, names(shown))
+    return Figure(plot.svg(), title, names(shown[::-1]))
 
 
 def _named(value: Any) -> str:

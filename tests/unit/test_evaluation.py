@@ -25,6 +25,7 @@ from benchmarks.evaluation import playing
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.cache import Cache, code_digest
 from benchmarks.evaluation.content import Heading, Points, Table, Text, html, markdown
+from benchmarks.evaluation.factors import yardsticks
 from benchmarks.evaluation.goals import AT_OVERLOAD, LEADS, MISSES, WITHIN, goals, sigma
 from benchmarks.evaluation.grid import (
     CLAIRVOYANT,
@@ -37,6 +38,7 @@ from benchmarks.evaluation.grid import (
     known_policies,
     main_grid,
 )
+from benchmarks.evaluation.others import section
 from benchmarks.evaluation.results import Results
 from benchmarks.evaluation.svg import linear
 from benchmarks.evaluation.sweep import Sweep
@@ -257,6 +259,28 @@ def test_content_is_escaped_and_marked_up() -> None:
     ]
     assert [part for part in shown if part not in page] == []
     assert "| a&b | 1 |" in markdown(blocks)
+
+
+def test_a_section_of_another_experiment_becomes_a_table() -> None:
+    rows = [["a", 1234.5, None], ["b", math.nan, "x"]]
+    content = {"title": "Its title", "notes": ["Its note."], "header": ["", "one", "two"], "rows": rows}
+    text = markdown(section(content))
+    assert text.startswith("### Its title\n\nIts note.\n\n")
+    assert "| a | 1,234 | - |\n| b | - | x |" in text
+
+
+def test_ours_stands_beside_clairvoyance_and_the_bound() -> None:
+    results = Results(
+        {
+            Point(load=1.2): run_of(2.0),
+            Point(load=1.2, policy=CLAIRVOYANT): {**run_of(2.2), "bound": 4.0},
+            Point(load=0.8): run_of(2.0),
+            Point(load=0.8, policy=CLAIRVOYANT): {**run_of(2.0), "bound": None},
+        }
+    )
+    text = markdown(yardsticks(results))
+    assert "| conversation, static | 1.2 | 2 | 2.2 | 1.10 | 4 | 50.0% |" in text
+    assert "| conversation, static | 0.8 | 2 | 2 | 1.00 |  |  |" in text
 
 
 class Tags(HTMLParser):
