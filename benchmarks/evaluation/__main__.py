@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sweep.console.print("interrupted; what has ended is kept, and the same command goes on from there")
         return INTERRUPTED
-    told = [described(name, sources[name]) for name in TRACE_NAMES]
+    told = [described(name, options.data) for name in TRACE_NAMES]
     blocks = report(played, told, others)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "evaluation.md").write_text(f"# {TITLE}\n\n{markdown(blocks)}", encoding="utf-8")

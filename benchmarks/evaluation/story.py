@@ -207,7 +207,8 @@ METHOD = (
     requests wait at once. The trace is sped up or slowed down to it; its bursts stay.""",
     """A seed plays another window of the trace, with other classes and predictions. Where a trace is shorter than all
     windows together they overlap, and its intervals are somewhat too narrow.""",
-    f"""The traces name no tenants: each request belongs to one of {TENANTS}, at random.""",
+    f"""The traces name no tenants: each request belongs to one of {TENANTS}, half by the rank of its answer's
+    length and half at random.""",
     """Equal answers for all policies, from the trace; nothing is cut. Late answers count as not kept, and so do
     refusals. Requests without a deadline (10 %) count in tokens and times only.""",
     """Intervals are Student's t over the seeds, 95 %, each by itself.""",

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from uellm_simulator.arrivals import Gamma, Gaps, Generated, LogNormal, OnOff
 from uellm_simulator.runs import Source
 from uellm_simulator.traces import read_trace
+from uellm_simulator.workload import Arrival
 
 TENANTS = 8
-"""The traces name none: each request is given one of so many, at random, so that fairness can be told."""
+"""The traces name none: each request is given one of so many, half by the rank of its answer's length and half at
+random, so that tenants differ as applications do, and fairness says something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,9 @@ class Statistics:
     prompts: LogNormal
     answers: LogNormal
 
-    @property
-    def source(self) -> Source:
-        """Requests like the trace's, without end."""
-        return Source(generated=Generated(self.gaps, self.prompts, self.answers, TENANTS), rate=self.rate)
+    def drawn(self, count: int) -> list[Arrival]:
+        """So many requests like the trace's; the same ones each time."""
+        return Generated(self.gaps, self.prompts, self.answers).take(count, self.rate, seed=0)
 
 
 # Lengths: median and deviation of ln(tokens) of the log-normal with the trace's moments of ln(tokens), least and most.
@@ -67,15 +68,22 @@ def shared_data() -> Path:
 
 def source_of(name: str, folder: Path) -> Source:
     """A trace by name, of the file if it is there; raises TraceError for one that can't be read."""
-    path = folder / FILES[name]
-    if not path.exists():
-        return STATISTICS[name].source
-    draw = random.Random("tenants")
-    return Source(trace=tuple(replace(one, tenant=f"t{draw.randrange(TENANTS)}") for one in read_trace(path)))
+    path, told = folder / FILES[name], STATISTICS[name]
+    return Source(trace=tuple(with_tenants(read_trace(path) if path.exists() else told.drawn(told.requests))))
 
 
-def described(name: str, source: Source) -> str:
+def with_tenants(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """The same requests, each of a tenant."""
+    draw, ranks = random.Random("tenants"), [0.0] * len(arrivals)
+    for rank, at in enumerate(sorted(range(len(arrivals)), key=lambda at: arrivals[at].output_tokens)):
+        ranks[at] = rank / len(arrivals)
+    tenants = [int(TENANTS * (rank + draw.random()) / 2) for rank in ranks]
+    return [replace(one, tenant=f"t{tenant}") for one, tenant in zip(arrivals, tenants, strict=True)]
+
+
+def described(name: str, folder: Path) -> str:
     """What was played, in a sentence."""
-    if source.generated is None:
-        return f"`{name}`: Azure's trace of 2023, {len(source.trace):,} requests."
-    return f"`{name}`: drawn with the statistics of Azure's trace of 2023, which was not there."
+    count = STATISTICS[name].requests
+    if (folder / FILES[name]).exists():
+        return f"`{name}`: Azure's trace of 2023, {count:,} requests."
+    return f"`{name}`: {count:,} requests drawn with the statistics of Azure's trace of 2023, which was not there."

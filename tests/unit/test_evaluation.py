@@ -42,7 +42,7 @@ from benchmarks.evaluation.others import section
 from benchmarks.evaluation.results import Results
 from benchmarks.evaluation.svg import linear
 from benchmarks.evaluation.sweep import Sweep
-from benchmarks.evaluation.traces import STATISTICS, source_of
+from benchmarks.evaluation.traces import STATISTICS, TENANTS, source_of, with_tenants
 
 SOURCES = {"conversation": Source(trace=tuple(Arrival(0.4 * n, 40, 1 + 7 * n % 50) for n in range(40)))}
 SIZE = Size(requests=20, warm_up=4, seeds=2)
@@ -170,8 +170,8 @@ def test_the_digest_is_of_the_content_of_the_code(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(STATISTICS))
 def test_a_stand_in_has_the_statistics_of_its_trace(name: str, tmp_path: Path) -> None:
-    told, source = STATISTICS[name], source_of(name, tmp_path)
-    drawn = source.window(40_000, seed=0)
+    told = STATISTICS[name]
+    drawn = told.drawn(40_000)
     gaps = [after.seconds - before.seconds for before, after in pairwise(drawn)]
     assert len(drawn) / drawn[-1].seconds == pytest.approx(told.rate, rel=0.1)
     wanted = {"conversation": 1.094, "code": 13.15}[name]
@@ -187,7 +187,19 @@ def test_a_stand_in_has_the_statistics_of_its_trace(name: str, tmp_path: Path) -
     # Quartiles: the ends are cut.
     low, _, high = statistics.quantiles([math.log(one.output_tokens) for one in drawn], n=4)
     assert (high - low) / 1.349 == pytest.approx(told.answers.spread, rel=0.05)
-    assert len({one.tenant for one in drawn}) > 1
+    played = source_of(name, tmp_path).trace
+    assert len(played) == told.requests
+    assert [one.output_tokens for one in played[:50]] == [one.output_tokens for one in told.drawn(50)]
+
+
+def test_tenants_differ_in_what_they_ask() -> None:
+    lengths: dict[str, list[int]] = {}
+    for one in with_tenants(STATISTICS["conversation"].drawn(4_000)):
+        lengths.setdefault(one.tenant, []).append(one.output_tokens)
+    assert len(lengths) == TENANTS
+    medians = [statistics.median(lengths[tenant]) for tenant in sorted(lengths)]
+    assert medians == sorted(medians)
+    assert medians[-1] > 3 * medians[0]
 
 
 # --- goals ---
