@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # torch: the CPU build where the machine has one, else what PyPI gives.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-vllm lint protos bench vllm-env clean
+.PHONY: demo test test-vllm lint protos bench evaluation evaluation-full vllm-env clean
 
 demo: $(READY)
 	$(BIN)/uellm demo
@@ -21,7 +21,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --follow-imports=silent benchmarks/*.py benchmarks/paper/*.py benchmarks/placement/*.py
+	$(BIN)/mypy --follow-imports=silent benchmarks/*.py benchmarks/*/*.py
 	$(BIN)/python tools/protos.py check
 	$(BIN)/python tools/protos.py lint
 	$(BIN)/python tools/protos.py breaking
@@ -31,6 +31,13 @@ protos: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/stack.py
+
+# Writes docs/evaluation.{md,html,json}; what was played before by the same code is kept in .uellm/evaluation.
+evaluation: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evaluation
+
+evaluation-full: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.evaluation --full
 
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11, or name it: make PYTHON=..." >&2; exit 1; }

@@ -56,7 +56,7 @@ class EngineOptions:
             _positive(parameters, common.THREADS) if parameters.get(common.THREADS) else os.cpu_count() or 1,
             parse_stages(parameters.get(contract.STAGES) or ""),
             *(_positive(parameters, name) for name in numbers),
-            _share(parameters.get(contract.MEMORY_SHARE) or "1"),
+            memory_share=_share(parameters.get(contract.MEMORY_SHARE) or "1"),
         )
 
     @property
