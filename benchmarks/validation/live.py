@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from uellm.client import AsyncClient, Endpoints
+from uellm.client.requests import QueryOptions
 from uellm.cost.lengths import LengthDistribution
 from uellm.local.state import StackInfo
 from uellm.messaging.connection import RedisClient, connect
@@ -92,10 +93,12 @@ class Stack:
 
     async def _ask(self, wanted: Wanted, begin: float) -> tuple[str, Served]:
         await asyncio.sleep(max(0.0, begin + wanted.at - time.monotonic()))
-        options = {"slo_seconds": wanted.slo_seconds} if wanted.slo_seconds else {}
+        options: QueryOptions = {"max_output_tokens": wanted.max_output_tokens}
+        if wanted.slo_seconds:
+            options["slo_seconds"] = wanted.slo_seconds
         sent = time.time()
         try:
-            query = await self._client.submit(wanted.prompt, max_output_tokens=wanted.max_output_tokens, **options)
+            query = await self._client.submit(wanted.prompt, **options)
         except RefusedError:
             profile = await self._client.profile(wanted.prompt, max_output_tokens=wanted.max_output_tokens)
             predicted = LengthDistribution.from_proto(profile.output_length)

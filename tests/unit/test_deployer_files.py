@@ -230,17 +230,9 @@ def test_a_rendered_entry_of_a_continuous_engine(tmp_path):
     config = config_of(entry)
     assert config.model_transaction_policy.decoupled
     parameters = {key: value.string_value for key, value in config.parameters.items()}
-    stages = (vllm.Stage(("cpu",), 30),)
+    stages, kv_bytes = (vllm.Stage(("cpu",), 30),), plan.kv_budget_bytes + 32 * 23_040
     assert EngineOptions.from_parameters(parameters) == EngineOptions(
-        "/models/smol",
-        "bfloat16",
-        os.cpu_count(),
-        stages,
-        32,
-        2048,
-        plan.kv_budget_bytes + 32 * 23_040,
-        32,
-        plan.memory_utilization,
+        "/models/smol", "bfloat16", os.cpu_count(), stages, 32, 2048, kv_bytes, 32, plan.memory_utilization
     )
     assert {"1/model.py", "1/uellm_backends/vllm/core.py", "1/uellm_backends/common/job.py"} < set(entry.files)
 

@@ -49,13 +49,16 @@ class EngineOptions:
         """Parse the strings of the model config; raises ValueError naming the parameter."""
         if not parameters.get(common.WEIGHTS):
             raise ValueError("model config parameter weights is missing: the folder of the model")
-        numbers = (contract.ROWS, contract.CONTEXT_TOKENS, contract.KV_BYTES, contract.PAGE_TOKENS)
+        threads = parameters.get(common.THREADS)
         return EngineOptions(
-            parameters[common.WEIGHTS],
-            parameters.get(common.DTYPE) or "float32",
-            _positive(parameters, common.THREADS) if parameters.get(common.THREADS) else os.cpu_count() or 1,
-            parse_stages(parameters.get(contract.STAGES) or ""),
-            *(_positive(parameters, name) for name in numbers),
+            weights=parameters[common.WEIGHTS],
+            dtype=parameters.get(common.DTYPE) or "float32",
+            threads=_positive(parameters, common.THREADS) if threads else os.cpu_count() or 1,
+            stages=parse_stages(parameters.get(contract.STAGES) or ""),
+            rows=_positive(parameters, contract.ROWS),
+            context_tokens=_positive(parameters, contract.CONTEXT_TOKENS),
+            kv_bytes=_positive(parameters, contract.KV_BYTES),
+            page_tokens=_positive(parameters, contract.PAGE_TOKENS),
             memory_share=_share(parameters.get(contract.MEMORY_SHARE) or "1"),
         )
 
