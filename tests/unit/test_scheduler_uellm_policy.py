@@ -82,6 +82,17 @@ class TestByHand:
         assert not decision.refusals
         assert names(view, decision.batches[0].slots) == {"unsure"}
 
+    def test_a_batch_is_small_where_reading_all_prompts_makes_its_rows_late(self):
+        # Each prompt takes a second, an answer another one. Four together end after 5 s, too late for the first two;
+        # two and two after 3 s and 6 s.
+        record = engine_record(4)
+        record.step_time_prior.CopyFrom(StepTime(0.1, 0, 0, 0.1, 0).to_prior("test"))
+        arrivals = [known(f"q{number}", 10, slo) for number, slo in enumerate((3.2, 4.5, 7, 9))]
+        decision, view = decide(arrivals, record)
+        assert "q0" in names(view, decision.batches[0].slots)
+        assert len(decision.batches[0].slots) <= 2
+        assert serve(UELLM, arrivals, record).kept == 4
+
     def test_best_effort_fills_places_that_are_left(self):
         arrivals = [known("effort", 40, 0), known("due", 50, 15)]
         decision, view = decide(arrivals, tenth_of_a_second(2))
