@@ -17,6 +17,10 @@ from uellm_simulator.world import World
 
 CAPACITY_REQUESTS = 1_000
 """Of the trace, of which the capacity is measured."""
+CLAIRVOYANT = "clairvoyant"
+"""A scenario's policy that knows all true lengths, but no arrivals to come: `uellm`, told the truth."""
+PLAYED = (*POLICIES, CLAIRVOYANT)
+"""Policies that a scenario may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ def simulate(
 
     Raises ValueError if the policy is not known.
     """
-    if scenario.policy not in POLICIES:
-        raise ValueError(f"policy {scenario.policy!r} is not known; choose {', '.join(sorted(POLICIES))}")
+    if scenario.policy not in PLAYED:
+        raise ValueError(f"policy {scenario.policy!r} is not known; choose {', '.join(sorted(PLAYED))}")
     played = list(arrivals[: scenario.count])
     if scenario.load:
         rate = scenario.load * (capacity or capacity_of(arrivals, scenario))
@@ -67,9 +71,11 @@ def world_of(
     on_decision: Callable[[str, DecisionRecord], None] | None = None,
 ) -> World:
     """A world in which nothing has happened yet."""
-    engine = scenario.engine
-    requests = requests_of(arrivals, scenario.rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
-    core = SchedulerCore(MODEL, 1, POLICIES[scenario.policy], seed=scenario.seed)
+    engine, rules, policy = scenario.engine, scenario.rules, scenario.policy
+    if policy == CLAIRVOYANT:
+        rules, policy = replace(rules, predictions=Predictions()), "uellm"
+    requests = requests_of(arrivals, rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
+    core = SchedulerCore(MODEL, 1, POLICIES[policy], seed=scenario.seed)
     return World(
         core,
         scenario.records(),
