@@ -19,6 +19,9 @@ CAPACITY_REQUESTS = 1_000
 """Of the trace, of which the capacity is measured."""
 CLAIRVOYANT = "clairvoyant"
 """A scenario's policy that knows all true lengths, but no arrivals to come: `uellm`, told the truth."""
+KNOWING = {False: Predictions(), True: Predictions(stated=0.3)}
+"""What it is told, by whether the engine is continuous: a row there is slowed by what comes after it, so that a
+deadline just kept now is often lost. With a stated spread it keeps more (conversations at 1.2: 96 % instead of 89 %)."""
 PLAYED = (*POLICIES, CLAIRVOYANT)
 """Policies that a scenario may name."""
 
@@ -73,7 +76,7 @@ def world_of(
     """A world in which nothing has happened yet."""
     engine, rules, policy = scenario.engine, scenario.rules, scenario.policy
     if policy == CLAIRVOYANT:
-        rules, policy = replace(rules, predictions=Predictions()), "uellm"
+        rules, policy = replace(rules, predictions=KNOWING[engine.continuous]), "uellm"
     requests = requests_of(arrivals, rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
     core = SchedulerCore(MODEL, 1, POLICIES[policy], seed=scenario.seed)
     return World(

@@ -54,15 +54,17 @@ class Predictions:
 
     spread: float = 0.0
     noise: float = 0.0
+    stated: float = 0.0
+    """Of an oracle: the spread that it states nevertheless."""
 
     def of(self, output_tokens: int, limit: int, draw: random.Random) -> LengthDistribution:
         """Prediction for an answer."""
         off, unknown = draw.gauss(0.0, 1.0), draw.gauss(0.0, 1.0)
-        if not self.spread:
+        if not (self.spread or self.stated):
             told = min(limit, max(1, round(output_tokens * math.exp(self.noise * unknown))))
             return _certain(told, limit)
         mu = math.log(output_tokens) + self.spread * off + self.noise * unknown
-        return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread), limit)
+        return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread or self.stated), limit)
 
 
 MEASURED = Predictions(spread=0.82)

@@ -13,7 +13,7 @@ from scipy.optimize import linprog
 from uellm_scheduler.policies import POLICIES
 from uellm_simulator.bound import Need, _shares, bound_of, most_in_time, need_of
 from uellm_simulator.scenario import ENGINES, Engine, Scenario
-from uellm_simulator.simulate import CLAIRVOYANT, simulate
+from uellm_simulator.simulate import CLAIRVOYANT, KNOWING, simulate
 from uellm_simulator.workload import Arrival, Predictions, Rules, SloClass
 
 from tests.support.simulated import CONTINUOUS, STATIC, requests, world
@@ -114,7 +114,9 @@ def test_clairvoyant_is_told_the_truth(engine: Engine):
         for spread in (0.0, 0.9)
     ]
     assert [fate.finish_seconds for fate in runs[0].fates] == [fate.finish_seconds for fate in runs[1].fates]
-    told = simulate(arrivals, Scenario(engine=engine, policy="uellm", rules=Rules(predictions=Predictions())))
+    told = simulate(
+        arrivals, Scenario(engine=engine, policy="uellm", rules=Rules(predictions=KNOWING[engine.continuous]))
+    )
     assert [fate.finish_seconds for fate in told.fates] == [fate.finish_seconds for fate in runs[0].fates]
 
 
