@@ -21,7 +21,7 @@ CLAIRVOYANT = "clairvoyant"
 """A scenario's policy that knows all true lengths, but no arrivals to come: `uellm`, told the truth."""
 KNOWING = {False: Predictions(), True: Predictions(stated=0.3)}
 """What it is told, by whether the engine is continuous: a row there is slowed by what comes after it, so that a
-deadline just kept now is often lost. With a stated spread it keeps more (conversations at 1.2: 96 % instead of 89 %)."""
+deadline just kept now is often lost. With a stated spread it keeps more (conversation at 1.2: 96 instead of 89 %)."""
 PLAYED = (*POLICIES, CLAIRVOYANT)
 """Policies that a scenario may name."""
 
