@@ -17,6 +17,13 @@ from uellm_simulator.world import World
 
 CAPACITY_REQUESTS = 1_000
 """Of the trace, of which the capacity is measured."""
+CLAIRVOYANT = "clairvoyant"
+"""A scenario's policy that knows all true lengths, but no arrivals to come: `uellm`, told the truth."""
+KNOWING = {False: Predictions(), True: Predictions(stated=0.3)}
+"""What it is told, by whether the engine is continuous: a row there is slowed by what comes after it, so that a
+deadline just kept now is often lost. With a stated spread it keeps more (conversation at 1.2: 96 instead of 89 %)."""
+PLAYED = (*POLICIES, CLAIRVOYANT)
+"""Policies that a scenario may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,8 @@ def simulate(
 
     Raises ValueError if the policy is not known.
     """
-    if scenario.policy not in POLICIES:
-        raise ValueError(f"policy {scenario.policy!r} is not known; choose {', '.join(sorted(POLICIES))}")
+    if scenario.policy not in PLAYED:
+        raise ValueError(f"policy {scenario.policy!r} is not known; choose {', '.join(sorted(PLAYED))}")
     played = list(arrivals[: scenario.count])
     if scenario.load:
         rate = scenario.load * (capacity or capacity_of(arrivals, scenario))
@@ -67,10 +74,12 @@ def world_of(
     on_decision: Callable[[str, DecisionRecord], None] | None = None,
 ) -> World:
     """A world in which nothing has happened yet."""
-    engine = scenario.engine
-    requests = requests_of(arrivals, scenario.rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
+    engine, rules, policy = scenario.engine, scenario.rules, scenario.policy
+    if policy == CLAIRVOYANT:
+        rules, policy = replace(rules, predictions=KNOWING[engine.continuous]), "uellm"
+    requests = requests_of(arrivals, rules, engine.step, engine.context_tokens, MODEL, scenario.seed)
     recording = on_decision is not None
-    core = SchedulerCore(MODEL, 1, POLICIES[scenario.policy], seed=scenario.seed, recording=recording)
+    core = SchedulerCore(MODEL, 1, POLICIES[policy], seed=scenario.seed, recording=recording)
     return World(
         core,
         scenario.records(),

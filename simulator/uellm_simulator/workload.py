@@ -57,6 +57,8 @@ class Predictions:
     noise: float = 0.0
     table: ErrorTable | None = None
     """Instead of the spread."""
+    stated: float = 0.0
+    """Of an oracle: the spread that it states nevertheless."""
 
     def of(
         self, output_tokens: int, limit: int, draw: random.Random, among: Lengths | None = None
@@ -68,9 +70,9 @@ class Predictions:
             among = among or self.table.lengths
             if among.spread > 0:
                 return LengthDistribution.from_cdf(self.table.cdf(length, among, shift, draw), limit)
-        elif self.spread:
+        elif self.spread or self.stated:
             mu = length + self.spread * off + shift
-            return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread), limit)
+            return LengthDistribution.from_cdf(log_normal_cdf(mu, self.spread or self.stated), limit)
         return _certain(min(limit, max(1, round(math.exp(length + shift)))), limit)
 
 

@@ -82,6 +82,28 @@ class TestByHand:
         assert not decision.refusals
         assert names(view, decision.batches[0].slots) == {"unsure"}
 
+    @pytest.mark.parametrize(("confidence", "refused"), [(0.5, False), (0.9, False), (0.95, False), (0.99, True)])
+    def test_the_surer_it_must_be_the_sooner_it_is_refused(self, confidence: float, refused: bool):
+        # The deadline is kept in four of five cases.
+        one = pending(Arrival("unsure", 1_000, 15.2, 10, 100, 100, 0.5))
+        table = PendingTable()
+        table.add(replace(one, needs=replace(one.needs, confidence=confidence)))
+        view = QueueView(table, table.slots(), (Engine(tenth_of_a_second(2)).view(),))
+        decision = UELLM.decide(view, 1_000, np.random.default_rng(0))
+        assert bool(decision.refusals) == refused
+        assert bool(decision.batches) != refused
+
+    def test_a_batch_is_small_where_reading_all_prompts_makes_its_rows_late(self):
+        # Each prompt takes a second, an answer another one. Four together end after 5 s, too late for the first two;
+        # two and two after 3 s and 6 s.
+        record = engine_record(4)
+        record.step_time_prior.CopyFrom(StepTime(0.1, 0, 0, 0.1, 0).to_prior("test"))
+        arrivals = [known(f"q{number}", 10, slo) for number, slo in enumerate((3.2, 4.5, 7, 9))]
+        decision, view = decide(arrivals, record)
+        assert "q0" in names(view, decision.batches[0].slots)
+        assert len(decision.batches[0].slots) <= 2
+        assert serve(UELLM, arrivals, record).kept == 4
+
     def test_best_effort_fills_places_that_are_left(self):
         arrivals = [known("effort", 40, 0), known("due", 50, 15)]
         decision, view = decide(arrivals, tenth_of_a_second(2))

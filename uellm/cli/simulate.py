@@ -12,12 +12,12 @@ from typing import Any
 import typer
 from rich.progress import Progress
 from rich.table import Table
-from uellm_scheduler.policies import POLICIES
 from uellm_simulator.arrivals import Gamma, Gaps, Generated, LogNormal, OnOff
 from uellm_simulator.clients import Drawn, read_clients
 from uellm_simulator.errors import ErrorTable, ErrorTableError
 from uellm_simulator.runs import Paired, Source, Summary, capacity, run, run_all
 from uellm_simulator.scenario import ENGINES, Scenario
+from uellm_simulator.simulate import PLAYED
 from uellm_simulator.simulate import simulate as play
 from uellm_simulator.timeline import write_timeline
 from uellm_simulator.traces import TraceError, read_trace
@@ -248,10 +248,8 @@ def _plain(one: Alternative, base: Alternative) -> dict[str, Any]:
 
 
 def _known(policy: str) -> str:
-    if policy not in POLICIES:
-        raise typer.BadParameter(
-            f"{policy!r} is no policy; choose {', '.join(sorted(POLICIES))}", param_hint="--policy"
-        )
+    if policy not in PLAYED:
+        raise typer.BadParameter(f"{policy!r} is no policy; choose {', '.join(sorted(PLAYED))}", param_hint="--policy")
     return policy
 
 

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from uellm.v1 import stream_pb2
+
+LEAST_SURE = 10.0
+"""How much likelier to be missed than its confidence allows the least sure query may be that is served: most are surer
+by far. From simulation: those that are served then miss about as many as they may."""
+
+
+def least_chance(confidence: ArrayLike) -> NDArray[np.float64]:
+    """With at most this chance to be kept, alone and at once, a deadline counts as lost; shape of `confidence`.
+
+    As surely lost as it was to be surely kept; of the very sure, what is missed too often.
+    """
+    miss = 1.0 - np.asarray(confidence, np.float64)
+    return np.maximum(np.minimum(miss, 1.0 - miss), 1.0 - LEAST_SURE * miss)
 
 
 @dataclass(frozen=True, slots=True)

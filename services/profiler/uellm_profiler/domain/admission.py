@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
 
-from uellm.cost.demand import DemandPoint, lacking_seconds, shortfall
+from uellm.cost.demand import DemandPoint, lacking_seconds, least_chance, shortfall
 from uellm.cost.lengths import LengthDistribution
 from uellm.cost.model import CostModel
 from uellm.cost.service import service_time
@@ -78,8 +78,7 @@ def _completion(slo: Slo, profile: ResourceProfile, cost: CostModel, backlog: Ba
     confidence = slo.confidence or DEFAULT_CONFIDENCE
     length = LengthDistribution.from_proto(profile.output_length)
     alone = service_time(cost, profile.prompt_tokens, length)
-    # As the policy has it: as surely lost as it was to be surely kept.
-    hopeless = min(confidence, 1 - confidence)
+    hopeless = float(least_chance(confidence))
     points = [DemandPoint.from_proto(point) for point in backlog.demand]
     work = length.mean * backlog.seconds_per_token
     too_late = alone.cdf(due - wait) <= hopeless

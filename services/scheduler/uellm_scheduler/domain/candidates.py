@@ -60,13 +60,13 @@ class Rows:
 
         Args:
             tokens: shape [cases, n].
-            first_after: seconds until the first token in each case, shape [cases].
+            first_after: seconds until the first token, shape [cases, 1] or [cases, n].
         """
         in_time = np.ones(tokens.shape)
         # Most deadlines are far off.
         case, row = np.nonzero(tokens < self.points[:, -1])
         in_time[case, row] = share_within(self.points[row], tokens[case, row])
-        return np.where(first_after[:, None] <= self.first_left, in_time, 0.0)
+        return np.where(first_after <= self.first_left, in_time, 0.0)
 
 
 def look_at(view: QueueView, engine: EngineView, waiting: NDArray[np.intp], now_ms: int) -> Rows:

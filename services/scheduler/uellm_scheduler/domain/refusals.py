@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uellm.cost.demand import DemandPoint, shortfall
+from uellm.cost.demand import DemandPoint, least_chance, shortfall
 from uellm.v1.query_pb2 import REFUSAL_REASON_DEADLINE_INFEASIBLE, DeadlineInfeasible, Refusal
 
 from .odds import share_within
@@ -69,8 +69,7 @@ def refusals(view: QueueView, now_ms: int) -> Refused:
 def hopeless(view: QueueView, slots: NDArray[np.intp], engine: EngineView, begin_ms: float) -> NDArray[np.intp]:
     """Which of the slots would miss a deadline if served alone on an engine from then on: indices, ascending.
 
-    A deadline counts as lost when it is kept with less than the complement of the query's confidence (the confidence
-    itself, where that is less): as surely lost as it was to be surely kept.
+    When a deadline counts as lost: `least_chance`.
     """
     table, step = view.table, engine.step_time
     due, first_due = table.column("deadline_ms")[slots], table.column("first_token_deadline_ms")[slots]
@@ -85,7 +84,7 @@ def hopeless(view: QueueView, slots: NDArray[np.intp], engine: EngineView, begin
     remaining = np.maximum(table.column("length_points")[slots[near]] - delivered, 1.0).astype(np.float64)
     kept = share_within(remaining, tokens)
     confidence = table.column("confidence")[slots[near]]
-    late = (due[near] != NEVER) & (kept <= np.minimum(confidence, 1.0 - confidence))
+    late = (due[near] != NEVER) & (kept <= least_chance(confidence))
     mute = (first_due[near] != NEVER) & ((first_due[near] - begin_ms) / 1000.0 < start[near])
     return np.asarray(near[late | mute])
 
