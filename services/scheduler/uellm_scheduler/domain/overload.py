@@ -60,7 +60,8 @@ def work_of(view: QueueView, now_ms: int, wait: float) -> Work:
     slots = slots[index]
     left = (due[index] - now_ms) / 1000.0
     tokens = mean_points(table.column("length_points").take(slots, axis=0)) - table.column("delivered_tokens")[slots]
-    seconds = np.maximum(tokens, 1.0) * seconds_per_token(view.engines)
+    prompts = table.column("prompt_tokens")[slots] + table.column("delivered_tokens")[slots]
+    seconds = np.maximum(tokens, 1.0) * seconds_per_token(view.engines) + prompts * prompt_seconds(view.engines)
     order = np.argsort(left, kind="stable")
     least = LEAST_BATCHES * sum(engine.max_batch_rows for engine in view.engines)
     return Work(index[order], left[order], seconds[order], wait, least)
@@ -75,6 +76,12 @@ def seconds_per_token(engines: Iterable[EngineView]) -> float:
         overhead = CONTINUOUS_OVERHEAD if engine.kind == ENGINE_KIND_CONTINUOUS else STATIC_OVERHEAD
         rate += rows / (step * overhead) if step > 0 else 0.0
     return 1.0 / rate if rate else 0.0
+
+
+def prompt_seconds(engines: Iterable[EngineView]) -> float:
+    """Engines' time that reading a token of a prompt takes: nobody else is served meanwhile."""
+    known = [engine.step_time.prefill_per_token for engine in engines]
+    return 1.0 / sum(1.0 / seconds for seconds in known) if known and min(known) > 0 else 0.0
 
 
 def surplus(work: Work) -> NDArray[np.intp]:
