@@ -126,8 +126,8 @@ class _Beside:
             self._triton = await asyncio.to_thread(triton.__enter__)
             self._stack.callback(triton.__exit__)
             self.pids[PEER_TRITON] = triton.pid
-        await asyncio.to_thread(self._triton.batch, name, batching)
-        return Batched(await self._client(self._triton.address), name, record.default_generation).ask
+        model = await asyncio.to_thread(self._triton.batch, name, batching)
+        return Batched(await self._client(self._triton.address), model, record.default_generation).ask
 
     async def _client(self, address: str) -> InferenceServerClient:
         client = InferenceServerClient(address)

@@ -62,13 +62,20 @@ class PeerTriton:
     def __exit__(self, *error: object) -> None:
         self._server.stop()
 
-    def batch(self, name: str, batching: Batching) -> None:
-        """Have a model of that name feed the engine with these batches from now on."""
+    def batch(self, peer: str, batching: Batching) -> str:
+        """Have a model feed the engine with these batches; returns its name.
+
+        Each configuration has a model of its own: one that is loaded is never changed under its name, since its process
+        would end while the next one begins.
+        """
+        name = f"{peer}--{batching.rows}-{round(1000 * batching.queue_delay_seconds)}ms"
         folder = self._repository / name
-        (folder / "1").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(BATCHER_MODEL, folder / "1" / "model.py")
-        (folder / "config.pbtxt").write_text(str(_config(name, self.engine, batching)))
-        self._load(name)
+        if not folder.exists():
+            (folder / "1").mkdir(parents=True)
+            shutil.copyfile(BATCHER_MODEL, folder / "1" / "model.py")
+            (folder / "config.pbtxt").write_text(str(_config(name, self.engine, batching)))
+            self._load(name)
+        return name
 
     def _load(self, name: str) -> None:
         with grpc.insecure_channel(self.address) as channel:
