@@ -42,6 +42,8 @@ def test_turns_until_ctrl_c(tmp_path: Path) -> None:
             stderr=stderr,
             text=True,
             start_new_session=True,
+            # A shell's background jobs, and what they start, ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )
     try:

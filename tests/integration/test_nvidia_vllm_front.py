@@ -173,6 +173,7 @@ async def test_a_cancelled_row_ends_at_once_and_its_neighbours_go_on(engine):
     slow = {"prompt": SLOW, "max_tokens": 150, **RAW}
     call = engine.start("b", {"one": slow, "two": slow | {"max_tokens": 40}})
     begun(call, "one")
+    begun(call, "two")
     assert engine.cancel("b", ["one"]) == ["one"]
     while not call.rows["one"].finish_reason:
         call.next()

@@ -203,7 +203,8 @@ class KilledDeployer:
 
     def check(self) -> None:
         """Wait until all is as it should be; then what serves answers."""
-        self.stub.ListDeployments(pb.ListDeploymentsRequest(), timeout=LIMIT_SECONDS, wait_for_ready=True)
+        request = pb.ListDeploymentsRequest()
+        wait_for(lambda: self.stub.ListDeployments(request, timeout=LIMIT_SECONDS, wait_for_ready=True))
         try:
             wait_for(lambda: not self.differences())
         except AssertionError:
