@@ -37,13 +37,12 @@ def test_turns_until_ctrl_c(tmp_path: Path) -> None:
     ]
     with said.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uellm.cli.main", "bench", *arguments],
+            # A shell's background jobs, and what they start, ignore Ctrl-C.
+            ["env", "--default-signal=INT", sys.executable, "-m", "uellm.cli.main", "bench", *arguments],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
             start_new_session=True,
-            # A shell's background jobs, and what they start, ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )
     try:
