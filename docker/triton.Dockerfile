@@ -37,4 +37,4 @@ RUN echo 'import sys; sys.path.insert(0, "/opt/uellm/packages")' \
 # Without UTF-8 the engine's interpreter starts in ASCII. HOME: caches of the libraries; the file system is read-only.
 ENV PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 HOME=/tmp
 USER 1000:1000
-RUN python3 -c "import accelerate, grpc_health.v1, numpy, safetensors, sys, torch, transformers; sys.exit(numpy.__version__ >= '2')"
+RUN python3 -c "import accelerate, grpc_health.v1, numpy, safetensors, sys, torch, transformers, tritonclient.grpc; sys.exit(numpy.__version__ >= '2')"

@@ -70,6 +70,8 @@ class TritonPythonModel:
                 last = reason != "None"
                 sender.send(pb_utils.InferenceResponse(self._outputs(prompt, tokens, reason)), FINAL if last else 0)
                 if not last and sender.is_cancelled():
+                    sys.stderr.write("CANCELLED\n")
+                    sys.stderr.flush()
                     cancelled = pb_utils.TritonError("Request was cancelled", pb_utils.TritonError.CANCELLED)
                     sender.send(pb_utils.InferenceResponse(error=cancelled), FINAL)
                     return

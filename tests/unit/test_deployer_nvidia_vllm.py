@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from uellm_deployer.adapters.entries import InvalidEntryError
 from uellm_deployer.adapters.nvidia_vllm_config import check_engine, engine_arguments, environment
 from uellm_deployer.adapters.triton_config import TritonRenderer
 from uellm_deployer.app.ports import RepositoryEntry
+from uellm_deployer.backends.common.engine_model import EngineModel, server_address
 from uellm_deployer.backends.common.front import EngineError
 from uellm_deployer.backends.common.request import Row, SamplingParameters
 from uellm_deployer.backends.common.rows import Limits, LiveRow
@@ -36,6 +35,7 @@ from uellm_deployer.domain.topology import Topology
 from tests.support.deployer import CPU, SHAPE, a_spec
 from tests.support.tiny_model import make_tokenizer
 from tests.unit.test_deployer_built import EIGHT, nvlinked
+from uellm.local.process import free_port
 from uellm.rpc.errors import InvalidArgumentError
 
 
@@ -260,58 +260,36 @@ def test_an_answer_in_unusual_tokens_goes_on_after_its_text():
         speller.spell(ids("x"), ids("\u20ac")[:1])
 
 
-# The way to the engine, of a Triton that can cancel (the embedded one cannot).
+# The way to the engine.
 
 
-class Responses:
-    """What `exec` returns: three responses, or fewer once they are cancelled."""
-
-    def __init__(self) -> None:
-        self.left = 3
-        self.cancelled = False
-
-    def __iter__(self) -> Responses:
-        return self
-
-    def __next__(self) -> Any:
-        if not self.left:
-            raise StopIteration
-        self.left -= 1
-        tensor = SimpleNamespace(name=lambda: "A", as_numpy=lambda: self.left)
-        return SimpleNamespace(has_error=lambda: False, output_tensors=lambda: [tensor])
-
-    def cancel(self) -> None:
-        self.cancelled, self.left = True, 1
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        ((), "127.0.0.1:8001"),
+        (("--grpc-port=9",), "127.0.0.1:9"),
+        (("--grpc-address", "0.0.0.0", "--grpc-port", "9"), "127.0.0.1:9"),
+        (("--grpc-address=10.0.0.7", "--grpc-use-ssl=false"), "10.0.0.7:8001"),
+    ],
+)
+def test_a_front_finds_the_server_that_it_runs_in(arguments, address):
+    with subprocess.Popen([sys.executable, "-c", "input()", *arguments], stdin=subprocess.PIPE) as process:
+        try:
+            assert server_address(process.pid) == address
+        finally:
+            process.kill()
 
 
-@pytest.fixture
-def asked(monkeypatch) -> tuple[Any, Responses]:
-    """The way to an engine, and what it will answer."""
-    responses = Responses()
-    fake = SimpleNamespace(
-        InferenceRequest=lambda **_: SimpleNamespace(exec=lambda decoupled: responses),
-        PreferredMemory=lambda *_: None,
-        TRITONSERVER_MEMORY_CPU=0,
-    )
-    module = "uellm_deployer.backends.common.front_model"
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    for name in (module, "uellm_deployer.backends.common.triton_model"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    ask = importlib.import_module(module).EngineModel("m", ["A"])
-    for name in (module, "uellm_deployer.backends.common.triton_model"):
-        monkeypatch.delitem(sys.modules, name)
-    return ask, responses
+def test_a_server_that_asks_for_tls_is_not_reached():
+    with subprocess.Popen([sys.executable, "-c", "input()", "--grpc-use-ssl"], stdin=subprocess.PIPE) as process:
+        try:
+            with pytest.raises(ValueError, match="TLS"):
+                server_address(process.pid)
+        finally:
+            process.kill()
 
 
-def test_answers_that_are_closed_early_are_cancelled_and_read_to_their_end(asked):
-    ask, responses = asked
-    answers = ask("r", {})
-    assert next(answers) == {"A": 2}
-    answers.close()
-    assert (responses.cancelled, responses.left) == (True, 0)
-
-
-def test_answers_that_are_read_are_not_cancelled(asked):
-    ask, responses = asked
-    assert [one["A"] for one in ask("r", {})] == [2, 1, 0]
-    assert not responses.cancelled
+def test_an_engine_that_is_not_there_is_an_error_of_the_row():
+    ask = EngineModel(f"127.0.0.1:{free_port()}", "m", ["A"])
+    with pytest.raises(EngineError, match="broke off"):
+        next(ask("r", {"text": np.array([b"x"], np.object_)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
@@ -89,6 +90,7 @@ class TritonModel(ABC):
 
     def initialize(self, args: dict[str, str]) -> None:
         """Called by Triton once, before any request."""
+        faulthandler.enable()  # a crash of the process says in Triton's log where it was
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         declared = json.loads(args["model_config"]).get("parameters", {})
