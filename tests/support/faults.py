@@ -126,7 +126,12 @@ class FaultyStack:
             owner.signal(signal.SIGCONT)
 
     async def kill_triton(self) -> None:
-        """SIGKILL of the server; started again, it serves nothing until the model is loaded, as the deployer does."""
+        """SIGKILL of the server; started again, it serves nothing until the model is loaded, as the deployer does.
+
+        It is paused first, so that what is dispatched meanwhile is on it for certain when it dies.
+        """
+        send(self.triton.process, signal.SIGSTOP)
+        await asyncio.sleep(0.5)
         await asyncio.to_thread(self._restart_triton)
 
     async def kill_stub(self, dead_seconds: float = 1.0) -> None:

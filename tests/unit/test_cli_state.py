@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from pathlib import Path
 
@@ -36,6 +38,16 @@ def test_a_second_stack_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> 
         assert StateFolder(tmp_path).read() == INFO
     with StateFolder(tmp_path).held():
         pass
+
+
+def test_those_who_look_whether_a_stack_runs_are_no_stack(tmp_path: Path) -> None:
+    (tmp_path / "stack.lock").touch()
+    with (tmp_path / "stack.lock").open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        done = threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        done.start()
+        with StateFolder(tmp_path).held():
+            done.join()
 
 
 def test_a_stack_that_starts_is_told_from_none(tmp_path: Path) -> None:

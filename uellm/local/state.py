@@ -7,12 +7,15 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 NEEDED_BYTES = 100_000_000
 """Room for a while of queues, outcomes and logs."""
+LOOK_SECONDS = 0.5
+"""Far longer than a look at the lock takes."""
 
 
 class StateError(RuntimeError):
@@ -85,7 +88,7 @@ class StateFolder:
                 "free some, or choose another folder with --state"
             )
         with lock:
-            if not _try_lock(lock.fileno(), fcntl.LOCK_EX):
+            if not _lock_within(lock.fileno(), LOOK_SECONDS):
                 raise StateError(self._busy())
             self._file.unlink(missing_ok=True)
             shutil.rmtree(self._restarts, ignore_errors=True)  # asked of a stack that is gone
@@ -141,6 +144,14 @@ class StateFolder:
         except (OSError, ValueError):
             pid = ""
         return f"a stack runs already in {self.root}{pid}: use it, end it with `uellm down`, or choose another --state"
+
+
+def _lock_within(descriptor: int, seconds: float) -> bool:
+    """Who looks whether a stack runs holds the lock, too, for a moment: it is tried until the time is up."""
+    deadline = time.monotonic() + seconds
+    while not (locked := _try_lock(descriptor, fcntl.LOCK_EX)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return locked
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
