@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -263,6 +264,18 @@ def test_an_answer_in_unusual_tokens_goes_on_after_its_text():
 # The way to the engine.
 
 
+@contextlib.contextmanager
+def started_with(*arguments: str) -> Iterator[int]:
+    """A process with this command line, which it has only once it runs."""
+    command = [sys.executable, "-c", "print(flush=True); input()", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("arguments", "address"),
     [
@@ -273,20 +286,13 @@ def test_an_answer_in_unusual_tokens_goes_on_after_its_text():
     ],
 )
 def test_a_front_finds_the_server_that_it_runs_in(arguments, address):
-    with subprocess.Popen([sys.executable, "-c", "input()", *arguments], stdin=subprocess.PIPE) as process:
-        try:
-            assert server_address(process.pid) == address
-        finally:
-            process.kill()
+    with started_with(*arguments) as process:
+        assert server_address(process) == address
 
 
 def test_a_server_that_asks_for_tls_is_not_reached():
-    with subprocess.Popen([sys.executable, "-c", "input()", "--grpc-use-ssl"], stdin=subprocess.PIPE) as process:
-        try:
-            with pytest.raises(ValueError, match="TLS"):
-                server_address(process.pid)
-        finally:
-            process.kill()
+    with started_with("--grpc-use-ssl") as process, pytest.raises(ValueError, match="TLS"):
+        server_address(process)
 
 
 def test_an_engine_that_is_not_there_is_an_error_of_the_row():
