@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
@@ -18,6 +19,8 @@ MODES = ("auto", "balanced_low_0", "sequential")
 """`balanced` is `auto` under another name."""
 HOST_BYTES = 1 << 40
 """Of the host, to which it may spill."""
+
+logging.getLogger("accelerate").setLevel(logging.ERROR)  # that there are no such devices here
 
 
 class Skeleton:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -205,8 +204,6 @@ def described_rules() -> tuple[Rule, ...]:
 def accelerate_rules() -> Callable[[Case], tuple[Rule, ...]]:
     """Accelerate's for a case; models are built once. Imports torch."""
     from benchmarks.placement.accelerate_maps import MODES, Skeleton, ends_apart
-
-    logging.getLogger("accelerate").setLevel(logging.ERROR)  # that there are no such devices here
 
     @cache
     def skeleton(model: str, numbers: str, told: bool, layers: tuple[Part, ...]) -> Skeleton:

@@ -189,7 +189,7 @@ class Engine(Desk):
     def _settle(self) -> None:
         """Let go of rows that have ended here, and of batches of which none is left, in the engine either.
 
-        A request to the engine must not outlive the batch that it was made for: Triton would unload this model before.
+        Triton unloads this model once it has no batch left: until then the engine works for somebody.
         """
         for job in self.jobs:
             job.settle()
